@@ -1,0 +1,115 @@
+"""Everything that can go wrong, and the exit code it ends with.
+
+OpsctlError                      1
+├── UsageError                   2   the command line cannot be understood
+├── ConfigurationError          10   opsctl.toml, the environment, a missing client program
+├── LockHeld                    11   another run, or a session of the database, holds what is needed
+├── DatabaseUnreachable         12   no connection: host, port, password, database name
+├── RepositoryUnreachable       13   a repository cannot be read or written
+├── NoSuchBackup                14   no backup of that name, or none at all
+├── BackupDamaged               15   stored bytes are not what the manifest says
+├── Refused                     16   a confirmation or a precondition is missing; nothing was changed
+├── DumpFailed                   1   pg_dump ended with an error, or in the middle
+├── RestoreFailed                1   pg_restore or a comparison failed; what was created is gone again
+├── QueryFailed                  1   the server refused a statement
+└── Interrupted                130   Ctrl-C (130), SIGTERM and SIGHUP (143)
+
+Errors are named for a state or in the past tense. Each says what happened (message) and what to do (hint).
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit code means (``doctor`` has its own four)."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    ATTENTION = 3
+    CONFIGURATION = 10
+    LOCKED = 11
+    DATABASE_UNREACHABLE = 12
+    REPOSITORY_UNREACHABLE = 13
+    NO_SUCH_BACKUP = 14
+    BACKUP_DAMAGED = 15
+    REFUSED = 16
+    BUG = 70
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class OpsctlError(Exception):
+    """A failure a person can act on.
+
+    ``message`` says what happened, ``hint`` what to do about it; both are plain text of one or few lines.
+    ``code`` is the stable word for programs.
+    """
+
+    exit_code = ExitCode.FAILED
+    code = "failed"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(OpsctlError):
+    exit_code = ExitCode.USAGE
+    code = "usage"
+
+
+class ConfigurationError(OpsctlError):
+    exit_code = ExitCode.CONFIGURATION
+    code = "configuration"
+
+
+class LockHeld(OpsctlError):
+    exit_code = ExitCode.LOCKED
+    code = "locked"
+
+
+class DatabaseUnreachable(OpsctlError):
+    exit_code = ExitCode.DATABASE_UNREACHABLE
+    code = "database_unreachable"
+
+
+class RepositoryUnreachable(OpsctlError):
+    exit_code = ExitCode.REPOSITORY_UNREACHABLE
+    code = "repository_unreachable"
+
+
+class NoSuchBackup(OpsctlError):
+    exit_code = ExitCode.NO_SUCH_BACKUP
+    code = "no_such_backup"
+
+
+class BackupDamaged(OpsctlError):
+    exit_code = ExitCode.BACKUP_DAMAGED
+    code = "backup_damaged"
+
+
+class Refused(OpsctlError):
+    exit_code = ExitCode.REFUSED
+    code = "refused"
+
+
+class DumpFailed(OpsctlError):
+    code = "dump_failed"
+
+
+class RestoreFailed(OpsctlError):
+    code = "restore_failed"
+
+
+class QueryFailed(OpsctlError):
+    code = "query_failed"
+
+
+class Interrupted(OpsctlError):
+    code = "interrupted"
+
+    def __init__(self, message: str, *, exit_code: ExitCode, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code

@@ -1,0 +1,267 @@
+"""The record of one backup, its facts, its name, and how one is chosen. Pure: no clock, no files, no server."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol, TypeVar
+
+from opsctl.errors import BackupDamaged, NoSuchBackup
+
+SCHEMA = 1
+EVIDENCE_LEVELS = ("stored", "decoded", "restored", "counted", "content")
+"""What can be proven about a backup, weakest first."""
+
+EvidenceLevel = Literal["stored", "decoded", "restored", "counted", "content"]
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """Rows of one table whose data is in the archive; ``None`` where it was not counted or could not be read."""
+
+    schema: str
+    name: str
+    rows: int | None = None
+    content_hash: str | None = None
+
+
+@dataclass(frozen=True)
+class SequenceFacts:
+    """A sequence's value before the dump began: a restored one stands there or further along."""
+
+    schema: str
+    name: str
+    last_value: int
+    increment: int
+
+
+@dataclass(frozen=True)
+class ExtensionFacts:
+    name: str
+    version: str
+    schema: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of ``ALTER DATABASE … SET`` (role ``None``) or ``ALTER ROLE … IN DATABASE … SET``."""
+
+    role: str | None
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class DatabaseProperties:
+    """What hangs on the database itself and pg_dump without ``-C`` does not carry."""
+
+    owner: str
+    encoding: str
+    locale_provider: str
+    collate: str
+    ctype: str
+    locale: str | None
+    collation_version: str | None
+    acl: tuple[str, ...] | None
+    comment: str | None
+    connection_limit: int
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was true in the very snapshot that was dumped."""
+
+    level: Literal["none", "counts", "content"]
+    tables: tuple[TableFacts, ...]
+    sequences: tuple[SequenceFacts, ...]
+    extensions: tuple[ExtensionFacts, ...]
+    roles: tuple[str, ...]
+    database: DatabaseProperties
+    large_objects: int | None = None
+    large_objects_hash: str | None = None
+
+    @property
+    def rows(self) -> int | None:
+        """All rows of all tables, or ``None`` when one of them was not counted."""
+        counts = [table.rows for table in self.tables]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a backup: ``bytes`` and ``plain_sha256`` of the dump, ``stored_bytes`` and ``sha256`` of the file."""
+
+    name: str
+    bytes: int
+    stored_bytes: int
+    sha256: str
+    plain_sha256: str
+
+
+@dataclass(frozen=True)
+class Encryption:
+    recipients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one backup; it exists exactly when the backup does."""
+
+    id: str
+    database: str
+    started_at: datetime
+    finished_at: datetime
+    opsctl_version: str
+    pg_dump_version: str
+    server_version: str
+    host: str
+    files: tuple[StoredFile, ...]
+    facts: Facts
+    restore_command: str
+    format: Literal["custom", "directory", "plain"] = "custom"
+    compression: str = "zstd"
+    compression_level: int = 3
+    encryption: Encryption | None = None
+    system_identifier: str | None = None
+    database_oid: int | None = None
+    warnings: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def dump(self) -> StoredFile:
+        """The file with the dump itself."""
+        return next(file for file in self.files if file.name.startswith("dump"))
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(file.stored_bytes for file in self.files)
+
+    @property
+    def created_at(self) -> datetime:
+        return self.started_at
+
+    @property
+    def duration_seconds(self) -> float:
+        return (self.finished_at - self.started_at).total_seconds()
+
+    @property
+    def pg_dump_major(self) -> int:
+        return int(self.pg_dump_version.split(".")[0])
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, default=_iso).encode("utf-8", "surrogateescape")
+
+
+def parse_manifest(data: bytes, *, where: str) -> Manifest:
+    """Read a manifest; unknown keys are ignored, so that a newer opsctl's manifests stay readable.
+
+    Raises BackupDamaged, naming ``where``, when it is no manifest, and when its schema is newer than this opsctl knows.
+    """
+    from pydantic import TypeAdapter, ValidationError  # loading it costs more than `opsctl --help` may
+
+    hint = "Another repository may hold an intact copy; `opsctl verify --all` names every damaged backup."
+    try:
+        raw: Any = json.loads(data)
+        if isinstance(raw, dict) and isinstance(raw.get("schema"), int) and raw["schema"] > SCHEMA:
+            raise BackupDamaged(
+                f"The manifest {where} has schema {raw['schema']}; this opsctl reads up to {SCHEMA}.",
+                hint="Use the newer opsctl that wrote it.",
+            )
+        manifest = _adapter(TypeAdapter).validate_python(raw)
+    except (ValueError, ValidationError) as error:
+        reason = _first_problem(error)
+        raise BackupDamaged(f"The manifest {where} is damaged: {reason}.", hint=hint) from error
+    if not any(file.name.startswith("dump") for file in manifest.files):
+        raise BackupDamaged(f"The manifest {where} is damaged: it names no dump.", hint=hint)
+    return manifest
+
+
+_ADAPTER: list[Any] = []
+
+
+def _adapter(type_adapter: Any) -> Any:
+    if not _ADAPTER:
+        _ADAPTER.append(type_adapter(Manifest))
+    return _ADAPTER[0]
+
+
+def _first_problem(error: Exception) -> str:
+    errors = getattr(error, "errors", None)
+    if callable(errors):
+        first = errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc']) or 'document'}: {first['msg']}"
+    return str(error)
+
+
+def _iso(value: object) -> str:
+    if isinstance(value, datetime):
+        return format_time(value)
+    raise TypeError(f"{type(value).__name__} does not belong in a manifest")
+
+
+def format_time(moment: datetime) -> str:
+    """An aware time as RFC 3339 in UTC, to the millisecond."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def backup_id(database: str, moment: datetime, random_hex: str) -> str:
+    """``<database>-<YYYYMMDDTHHMMSSZ>-<4 hex>``: sorts by time, and is never parsed for anything else."""
+    return f"{database}-{moment.astimezone(UTC):%Y%m%dT%H%M%SZ}-{random_hex}"
+
+
+class Chosen(Protocol):
+    """What :func:`choose` needs to know of a backup."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def database(self) -> str: ...
+    @property
+    def created_at(self) -> datetime: ...
+
+
+C = TypeVar("C", bound=Chosen)
+
+
+def choose(
+    backups: Iterable[C],
+    wanted: str,
+    *,
+    now: datetime,
+    before: datetime | None = None,
+    databases: Sequence[str] = (),
+) -> C:
+    """The backup meant by ``latest``, ``latest:<database>``, an id or a unique prefix of one.
+
+    A backup dated after ``now`` is never ``latest``. Raises NoSuchBackup, with what there is as the hint.
+    """
+    known = sorted(backups, key=lambda backup: (backup.created_at, backup.id), reverse=True)
+    if wanted == "latest" or wanted.startswith("latest:"):
+        return _latest(known, wanted.partition(":")[2], now=now, before=before, databases=databases)
+    matches = [backup for backup in known if backup.id == wanted] or [
+        backup for backup in known if backup.id.startswith(wanted)
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(backup.id for backup in matches[:5])
+        raise NoSuchBackup(f"{wanted!r} is the beginning of {len(matches)} backups.", hint=f"Name one of them: {names}")
+    raise NoSuchBackup(f"There is no backup {wanted!r}.", hint="`opsctl list` shows the backups there are.")
+
+
+def _latest(
+    known: Sequence[C], database: str, *, now: datetime, before: datetime | None, databases: Sequence[str]
+) -> C:
+    limit = min(now, before) if before else now
+    names = {database} if database else set(databases)
+    found = [b for b in known if b.created_at <= limit and (not names or b.database in names)]
+    of_database = f" of {database}" if database else ""
+    if not found:
+        until = f" before {format_time(before)}" if before else ""
+        raise NoSuchBackup(f"There is no backup{of_database}{until} yet.", hint="`opsctl backup` takes one.")
+    if not database and len({backup.database for backup in found}) > 1:
+        choices = ", ".join(f"latest:{name}" for name in sorted({backup.database for backup in found}))
+        raise NoSuchBackup("'latest' is not enough: there are backups of several databases.", hint=f"Use {choices}.")
+    return found[0]
