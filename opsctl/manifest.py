@@ -125,6 +125,7 @@ class Manifest:
     encryption: Encryption | None = None
     system_identifier: str | None = None
     database_oid: int | None = None
+    database_bytes: int | None = None
     warnings: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -169,7 +170,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
                 f"The manifest {where} has schema {raw['schema']}; this opsctl reads up to {SCHEMA}.",
                 hint="Use the newer opsctl that wrote it.",
             )
-        manifest = _adapter(TypeAdapter).validate_python(raw)
+        manifest: Manifest = _adapter(TypeAdapter).validate_python(raw)
     except (ValueError, ValidationError) as error:
         reason = _first_problem(error)
         raise BackupDamaged(f"The manifest {where} is damaged: {reason}.", hint=hint) from error

@@ -1,0 +1,58 @@
+# One word each. `make` alone lists them.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types fmt docs bench build image acceptance clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+
+setup: $(STAMP) ## make the virtual environment and install everything into it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "opsctl needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) \
+		|| { echo "Python's venv module is incomplete here. On Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+demo: setup ## back up, damage, restore and undo on a PostgreSQL of its own
+	@$(BIN)/opsctl demo
+
+test: setup ## the whole test suite, on real servers; no root, no apt needed
+	$(BIN)/python -m pytest -n auto
+
+lint: setup types ## style, spelling, layers, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/codespell opsctl tests docs README.md CHANGELOG.md CONTRIBUTING.md
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+fmt: setup ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+docs: setup ## write the generated pages anew
+	$(BIN)/python -m tests.docs.generate
+
+bench: setup ## measure backup and restore against pg_dump
+	$(BIN)/python bench/run.py
+
+build: setup ## wheel and sdist
+	$(BIN)/python -m build --quiet
+
+image: ## the container image
+	docker build --tag opsctl .
+
+acceptance: setup ## what needs root and apt: none yet beyond the tests, see CONTRIBUTING.md
+	$(BIN)/python -m pytest -n auto -m acceptance --no-header -q || [ $$? -eq 5 ]
+
+clean: ## remove what was made here
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

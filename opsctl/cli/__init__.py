@@ -1,0 +1,1 @@
+"""The command line: the only code that knows Typer, Rich, prompts, the clock and exit codes of the process."""

@@ -1,0 +1,154 @@
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opsctl.cli.output import Outcome, duration, size
+from opsctl.errors import ExitCode, OpsctlError
+
+if TYPE_CHECKING:
+    from opsctl.backup import TakenBackup
+    from opsctl.cli.session import Session
+    from opsctl.prune import Line, Pruned
+
+Databases = Annotated[
+    list[str] | None, typer.Argument(metavar="[DATABASE]...", help="Configured databases; all of them by default.")
+]
+
+
+def backup(session: "Session", databases: Databases = None) -> Outcome:
+    """Take a backup of each database and apply the retention.
+
+    Every database has its own outcome: one that fails stops no other.
+
+    Example: [bold]opsctl backup saasdb[/bold]
+    """
+    names = session.database_names(databases)
+    results: list[dict[str, Any]] = []
+    errors: list[OpsctlError] = []
+    text: list[str] = []
+    pruned: list[Line] = []
+    attention = False
+    for name in names:
+        try:
+            taken = _take(session, name)
+        except OpsctlError as error:
+            if len(names) > 1:
+                session.log().error("backup.failed", database=name, code=error.code, message=error.message)
+            errors.append(error)
+            results.append(_failure(name, error))
+            text.append(f"[failed] {name}: {error.message}")
+            continue
+        results.append(_success(taken))
+        text += _described(taken)
+        rotation = _rotate(session, name)
+        pruned += rotation.removed
+        text += [f"  pruned {line.id} from {line.repository}" for line in rotation.removed]
+        text += [f"  could not prune {identifier}: {error.message}" for identifier, error in rotation.failures.items()]
+        attention = attention or bool(taken.failures or rotation.failures or taken.warnings)
+    result = {"backups": results, "pruned": [{"id": line.id, "repository": line.repository} for line in pruned]}
+    fields: dict[str, Any] = {"database": ",".join(names)}
+    if len(results) == 1 and not errors:
+        fields |= {"backup_id": results[0]["id"], "bytes": results[0]["bytes"]}
+    if errors and len(errors) == len(names):
+        return Outcome(result, () if len(names) == 1 else text, error=errors[0], fields=fields)
+    code = ExitCode.ATTENTION if errors or attention else ExitCode.DONE
+    return Outcome(result, text, code, fields=fields)
+
+
+def _take(session: "Session", name: str) -> "TakenBackup":
+    from opsctl.backup import BackupPlan, take_backup
+    from opsctl.stream import Compression
+
+    settings = session.config.database(name)
+    repositories = session.repositories_of(name)
+    previous = _previous_bytes(session, name)
+    plan = BackupPlan(
+        server=session.server(name),
+        database=name,
+        repositories=repositories,
+        tools=session.tools,
+        state_path=session.config.state_path,
+        facts=settings.facts,
+        compression=Compression(settings.compression_level, settings.compression_threads),
+        lock_timeout_seconds=settings.lock_timeout_seconds,
+    )
+    try:
+        taken = take_backup(
+            plan,
+            clock=session.clock,
+            start_progress=lambda database_bytes: session.progress(f"Backing up {name}", previous or database_bytes),
+        )
+    finally:
+        session.output.stop_progress()
+    for repository, error in taken.failures.items():
+        session.log().error("repository.failed", repository=repository, database=name, message=error.message)
+    for warning in taken.warnings:
+        session.log().warning("backup.warning", database=name, message=warning)
+    return taken
+
+
+def _previous_bytes(session: "Session", name: str) -> int | None:
+    """What the newest backup of this database came to: the best estimate of this one."""
+    from opsctl.repository import read_all
+
+    try:
+        backups = read_all(session.repositories_of(name), [name]).backups
+    except OpsctlError:
+        return None  # the backup itself will say what is wrong
+    return backups[0].manifest.dump.bytes if backups else None
+
+
+def _rotate(session: "Session", name: str) -> "Pruned":
+    """Apply each repository's retention to this database; rotation never fails a backup that was taken."""
+    from opsctl.prune import Pruned, execute, plan
+
+    failures: dict[str, OpsctlError] = {}
+    catalogs = {}
+    repositories = session.repositories_of(name)
+    for repository in repositories:
+        try:
+            catalogs[repository.name] = repository.catalog([name])
+        except OpsctlError as error:
+            failures[repository.name] = error
+    pruned = execute(plan(catalogs, session.policies, now=session.clock(), databases=[name]), repositories)
+    return Pruned(pruned.removed, {**failures, **pruned.failures})
+
+
+def _success(taken: "TakenBackup") -> dict[str, Any]:
+    manifest = taken.manifest
+    repositories = [{"name": name, "status": "stored", "error": None} for name in taken.stored_in]
+    repositories += [{"name": n, "status": "failed", "error": e.message} for n, e in taken.failures.items()]
+    return {
+        "id": manifest.id,
+        "database": manifest.database,
+        "status": "stored",
+        "bytes": manifest.dump.bytes,
+        "stored_bytes": manifest.stored_bytes,
+        "duration_seconds": round(manifest.duration_seconds, 3),
+        "evidence": None,
+        "rows": manifest.facts.rows,
+        "tables": len(manifest.facts.tables),
+        "repositories": repositories,
+        "warnings": list(taken.warnings),
+        "error": None,
+    }
+
+
+def _failure(name: str, error: OpsctlError) -> dict[str, Any]:
+    empty = dict.fromkeys(("id", "bytes", "stored_bytes", "duration_seconds", "evidence", "rows", "tables"))
+    details = {"code": error.code, "message": error.message, "hint": error.hint}
+    return {**empty, "database": name, "status": "failed", "repositories": [], "warnings": [], "error": details}
+
+
+def _described(taken: "TakenBackup") -> list[str]:
+    manifest = taken.manifest
+    rows = f"{manifest.facts.rows:,} rows in " if manifest.facts.rows is not None else ""
+    sizes = f"{size(manifest.dump.bytes)} dumped, {size(manifest.stored_bytes)} stored"
+    lines = [
+        f"Backed up {manifest.database} as {manifest.id}",
+        f"  {sizes}, {rows}{len(manifest.facts.tables)} tables, {duration(manifest.duration_seconds)}",
+        f"  stored in {', '.join(taken.stored_in)}",
+    ]
+    lines += [f"  NOT stored in {name}: {error.message}" for name, error in taken.failures.items()]
+    lines += [f"  warning: {warning}" for warning in taken.warnings]
+    return lines

@@ -1,0 +1,256 @@
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opsctl.cli.output import Outcome, age, duration, size
+from opsctl.errors import ExitCode, OpsctlError, UsageError
+from opsctl.manifest import choose, format_time
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from opsctl.cli.session import Session
+    from opsctl.repository import Backup, Catalog, Repository, StoredBackup
+
+BackupId = Annotated[
+    str, typer.Argument(metavar="ID", help="A backup's id or its beginning, latest, or latest:DATABASE.")
+]
+OptionalDatabase = Annotated[str | None, typer.Argument(metavar="[DATABASE]", help="Only this database's backups.")]
+OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of stdout.")]
+
+
+def read_catalog(session: "Session", databases: list[str] | None = None) -> "Catalog":
+    """All repositories' backups; a repository that does not answer is named on stderr."""
+    from opsctl.repository import read_all
+
+    catalog = read_all(session.repositories.values(), databases or [])
+    for name, error in catalog.unreachable.items():
+        session.log().warning("repository.unreachable", repository=name, message=error.message)
+    return catalog
+
+
+def choose_backup(session: "Session", wanted: str, *, before: str | None = None) -> "Backup":
+    """The one backup that ``wanted`` means. Raises NoSuchBackup, and BackupDamaged for one whose manifest is."""
+    from opsctl.cli.session import parse_time
+    from opsctl.errors import BackupDamaged, NoSuchBackup
+
+    catalog = read_catalog(session)
+    limit = parse_time(before) if before else None
+    try:
+        return choose(catalog.backups, wanted, now=session.clock(), before=limit)
+    except NoSuchBackup:
+        for incomplete in catalog.incomplete:
+            if incomplete.id == wanted:
+                raise BackupDamaged(
+                    f"{wanted} in {incomplete.repository} is no whole backup: {incomplete.reason}",
+                    hint="`opsctl list` shows the whole ones.",
+                ) from None
+        raise
+
+
+def readable_copy(session: "Session", backup: "Backup") -> tuple["Repository", "StoredBackup"]:
+    """The copy to read from: one that is not known to be damaged, in the order of the configuration."""
+    by_name = {copy.repository: copy for copy in backup.copies}
+    candidates = [(r, by_name[name]) for name, r in session.repositories.items() if name in by_name]
+    return min(candidates, key=lambda each: each[1].failed)
+
+
+def list_backups(session: "Session", database: OptionalDatabase = None) -> Outcome:
+    """List the backups, newest first, with what is proven about each.
+
+    Example: [bold]opsctl list saasdb[/bold]
+    """
+    catalog = read_catalog(session, [database] if database else None)
+    now = session.clock()
+    result = {
+        "backups": [_entry(backup) for backup in catalog.backups],
+        "incomplete": [
+            {
+                "id": each.id,
+                "database": each.database,
+                "repository": each.repository,
+                "bytes": each.bytes,
+                "modified_at": format_time(each.modified_at),
+                "reason": each.reason,
+            }
+            for each in catalog.incomplete
+        ],
+        "unreachable": sorted(catalog.unreachable),
+    }
+    text: list[RenderableType] = [_table(catalog, now)] if catalog.backups else ["There are no backups yet."]
+    if catalog.incomplete:
+        text.append("\nNot backups (interrupted, being written, or damaged):")
+        text += [
+            f"  {each.id} in {each.repository}: {size(each.bytes)}, {age(each.modified_at, now)}, {each.reason}"
+            for each in catalog.incomplete
+        ]
+    return Outcome(result, text, ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE)
+
+
+def _entry(backup: "Backup") -> dict[str, Any]:
+    proven = backup.proven
+    return {
+        "id": backup.id,
+        "database": backup.database,
+        "created_at": format_time(backup.created_at),
+        "bytes": backup.manifest.dump.bytes,
+        "stored_bytes": backup.manifest.stored_bytes,
+        "rows": backup.manifest.facts.rows,
+        "evidence": {"level": proven.level, "at": format_time(proven.at)} if proven else None,
+        "failed_in": [copy.repository for copy in backup.copies if copy.failed],
+        "repositories": backup.repositories,
+        "pinned": backup.pinned,
+        "encrypted": backup.manifest.encryption is not None,
+    }
+
+
+def _table(catalog: "Catalog", now: Any) -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("Backup", no_wrap=True, overflow="fold")
+    for column in ("Age", "Dump", "Stored"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("Proven")
+    table.add_column("In")
+    for backup in catalog.backups:
+        proven = backup.proven
+        damaged = [copy.repository for copy in backup.copies if copy.failed]
+        worth = f"{proven.level}, {age(proven.at, now)}" if proven else "-"
+        if damaged:
+            worth = f"DAMAGED in {', '.join(damaged)}"
+        table.add_row(
+            backup.id,
+            age(backup.created_at, now),
+            size(backup.manifest.dump.bytes),
+            size(backup.manifest.stored_bytes),
+            worth,
+            ", ".join(backup.repositories) + (" (pinned)" if backup.pinned else ""),
+            style="red" if damaged else None,
+        )
+    return table
+
+
+def show(session: "Session", backup_id: BackupId) -> Outcome:
+    """Show everything a backup's manifest records.
+
+    Example: [bold]opsctl show latest[/bold]
+    """
+    from dataclasses import asdict
+
+    from opsctl.telemetry.redact import jsonable
+
+    backup = choose_backup(session, backup_id)
+    manifest = backup.manifest
+    result = {**_entry(backup), "manifest": jsonable(asdict(manifest))}
+    return Outcome(result, _details(backup), fields={"backup_id": backup.id, "database": backup.database})
+
+
+def _details(backup: "Backup") -> list["RenderableType"]:
+    from rich import box
+    from rich.table import Table
+
+    manifest = backup.manifest
+    facts = manifest.facts
+    about = Table.grid(padding=(0, 2))
+    for key, value in (
+        ("Backup", manifest.id),
+        ("Database", f"{manifest.database}, owner {facts.database.owner}, {facts.database.encoding}"),
+        ("Taken", f"{format_time(manifest.started_at)} on {manifest.host}, in {duration(manifest.duration_seconds)}"),
+        ("Server", f"PostgreSQL {manifest.server_version}, dumped by pg_dump {manifest.pg_dump_version}"),
+        ("In", ", ".join(backup.repositories) + (" (pinned)" if backup.pinned else "")),
+        ("Proven", f"{backup.proven.level} at {format_time(backup.proven.at)}" if backup.proven else "nothing yet"),
+        ("Extensions", ", ".join(f"{each.name} {each.version}" for each in facts.extensions) or "none"),
+        ("Roles", ", ".join(facts.roles)),
+        ("By hand", manifest.restore_command),
+    ):
+        about.add_row(f"{key}:", value)
+    files = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("File", "Plain", "Stored", "SHA-256 (as stored)"):
+        files.add_column(column, overflow="fold")
+    for file in manifest.files:
+        files.add_row(file.name, size(file.bytes), size(file.stored_bytes), file.sha256)
+    tables = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    tables.add_column("Table", overflow="fold")
+    tables.add_column("Rows", justify="right")
+    for table in facts.tables:
+        tables.add_row(f"{table.schema}.{table.name}", "?" if table.rows is None else f"{table.rows:,}")
+    warnings = [f"warning: {warning}" for warning in manifest.warnings]
+    return [about, files, tables, *warnings]
+
+
+def export(session: "Session", backup_id: BackupId, output: OutputFile = None) -> Outcome:
+    """Write a backup's plain dump (pg_dump's custom format), checked while it is written.
+
+    Example: [bold]opsctl export latest -o saasdb.dump[/bold]
+    """
+    backup = choose_backup(session, backup_id)
+    to_stdout = output is None or str(output) == "-"
+    if to_stdout and session.options.json:
+        raise UsageError("The dump and the JSON document cannot both go to stdout.", hint="Name a file with -o.")
+    if to_stdout and sys.stdout.isatty():
+        raise UsageError("A dump does not belong on a terminal.", hint="Name a file with -o, or pipe it on.")
+    fields = {"backup_id": backup.id, "database": backup.database}
+    if output is None or to_stdout:
+        _write_dump(session, backup, sys.stdout.buffer)
+        return Outcome(None, fields=fields)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            _write_dump(session, backup, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(output)
+    except OSError as error:
+        raise OpsctlError(
+            f"{output} cannot be written: {error.strerror}.", hint="Name another file with -o."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    count = backup.manifest.dump.bytes
+    result = {"id": backup.id, "file": str(output), "bytes": count}
+    return Outcome(result, [f"Exported {backup.id} to {output} ({size(count)})."], fields=fields)
+
+
+def _write_dump(session: "Session", backup: "Backup", sink: Any) -> None:
+    from opsctl.stream import load
+
+    repository, copy = readable_copy(session, backup)
+    dump = copy.manifest.dump
+    advance = session.progress(f"Exporting {backup.id}", dump.bytes)
+    with repository.open(copy.manifest, dump) as stored:
+        for chunk in load(dump, stored, advance):
+            sink.write(chunk)
+        sink.flush()
+
+
+def pin(session: "Session", backup_id: BackupId) -> Outcome:
+    """Keep a backup whatever the retention says.
+
+    Example: [bold]opsctl pin latest[/bold]
+    """
+    return _set_pin(session, backup_id, pinned=True)
+
+
+def unpin(session: "Session", backup_id: BackupId) -> Outcome:
+    """Let the retention decide about a backup again.
+
+    Example: [bold]opsctl unpin latest[/bold]
+    """
+    return _set_pin(session, backup_id, pinned=False)
+
+
+def _set_pin(session: "Session", backup_id: str, *, pinned: bool) -> Outcome:
+    backup = choose_backup(session, backup_id)
+    for copy in backup.copies:
+        repository = session.repositories[copy.repository]
+        (repository.pin if pinned else repository.unpin)(copy.manifest)
+    result = {"id": backup.id, "pinned": pinned, "repositories": backup.repositories}
+    words = "Pinned" if pinned else "Unpinned"
+    return Outcome(
+        result, [f"{words} {backup.id} in {', '.join(backup.repositories)}."], fields={"backup_id": backup.id}
+    )

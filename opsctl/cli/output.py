@@ -1,0 +1,207 @@
+"""What a run prints: the result on stdout, and on stderr what accompanies it. Text for people, or one JSON document."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from opsctl.errors import ExitCode, OpsctlError
+from opsctl.manifest import format_time
+from opsctl.stream import Advance
+from opsctl.telemetry.redact import Redactor
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command came to: the result for programs, its text for people, and the exit code.
+
+    ``error`` is for a run that failed and still has something to tell; its exit code wins over ``exit_code``.
+    """
+
+    result: dict[str, Any] | None
+    text: Sequence["RenderableType"] = ()
+    exit_code: ExitCode = ExitCode.DONE
+    error: OpsctlError | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    """What the run's last log line says besides: database, backup_id …"""
+
+    @property
+    def code(self) -> ExitCode:
+        return self.error.exit_code if self.error else self.exit_code
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a command, as its output names it."""
+
+    command: str
+    id: str
+    started_at: datetime
+    finished_at: datetime
+
+
+class Output(Protocol):
+    def finish(self, run: Run, outcome: Outcome) -> None:
+        """Print the result, and the error if there is one; the last thing a run does."""
+        ...
+
+    def start_progress(self, label: str, total: int | None) -> Advance:
+        """Show that ``label`` advances, in bytes; on a terminal only."""
+        ...
+
+    def stop_progress(self) -> None: ...
+
+    def show(self, renderable: "RenderableType") -> None:
+        """Show what a person must see before the result, on stderr."""
+        ...
+
+
+class TextOutput:
+    """For people: Rich on a terminal, plain text in a pipe."""
+
+    def __init__(self, redactor: Redactor, *, quiet: bool) -> None:
+        self._redactor = redactor
+        self._quiet = quiet
+        self._progress: Progress | None = None
+
+    def finish(self, run: Run, outcome: Outcome) -> None:  # noqa: ARG002 - the other output needs the run
+        self.stop_progress()
+        if outcome.text and (not self._quiet or outcome.code is not ExitCode.DONE):
+            console = self._console(sys.stdout)
+            for renderable in outcome.text:
+                console.print(self._redacted(renderable))
+        if outcome.error is not None and sys.stderr.isatty():  # elsewhere the log line says it
+            self._show_error(outcome.error)
+
+    def start_progress(self, label: str, total: int | None) -> Advance:
+        if self._quiet or not sys.stderr.isatty():
+            return _nothing
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        if self._progress is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(compact=True),
+            )
+            self._progress = Progress(*columns, console=self._console(sys.stderr), transient=True, expand=True)
+            self._progress.start()
+        progress = self._progress
+        task = progress.add_task(label, total=total)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+
+        return advance
+
+    def stop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def show(self, renderable: "RenderableType") -> None:
+        self.stop_progress()
+        self._console(sys.stderr).print(self._redacted(renderable))
+
+    def _show_error(self, error: OpsctlError) -> None:
+        from rich.text import Text
+
+        text = Text.assemble(("Error: ", "bold red"), self._redactor.text(error.message))
+        if error.hint:
+            text.append("\nHint:  ", "bold")
+            text.append(self._redactor.text(error.hint))
+        self._console(sys.stderr).print(text)
+
+    def _redacted(self, renderable: "RenderableType") -> "RenderableType":
+        return self._redactor.text(renderable) if isinstance(renderable, str) else renderable
+
+    def _console(self, stream: Any) -> "Console":
+        from rich.console import Console
+
+        # A pipe has no width: wide enough that no table is cut for the program that reads it.
+        width = None if stream.isatty() else 160
+        return Console(
+            file=stream, highlight=False, soft_wrap=not stream.isatty(), width=width, emoji=False, markup=False
+        )
+
+
+class JsonOutput:
+    """For programs: exactly one document on stdout, on failure too."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+
+    def finish(self, run: Run, outcome: Outcome) -> None:
+        error = outcome.error
+        document = {
+            "schema": f"opsctl.{run.command}/1",
+            "ok": outcome.code is ExitCode.DONE,
+            "exit_code": int(outcome.code),
+            "run_id": run.id,
+            "started_at": format_time(run.started_at),
+            "finished_at": format_time(run.finished_at),
+            "result": outcome.result,
+            "error": error and {"code": error.code, "message": error.message, "hint": error.hint},
+        }
+        text = json.dumps(self._redactor.deep(document), indent=2, ensure_ascii=False)
+        sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
+        sys.stdout.flush()
+
+    def start_progress(self, label: str, total: int | None) -> Advance:  # noqa: ARG002
+        return _nothing
+
+    def stop_progress(self) -> None:
+        return
+
+    def show(self, renderable: "RenderableType") -> None:
+        """A program reads the result; nobody is there to be shown anything."""
+
+
+def _nothing(_count: int) -> None:
+    return
+
+
+def size(count: int | None) -> str:
+    """Bytes for people, in binary units."""
+    if count is None:
+        return "?"
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError  # the loop always returns
+
+
+def age(moment: datetime, now: datetime) -> str:
+    """How long ago, in its largest unit."""
+    seconds = (now - moment).total_seconds()
+    if seconds < 0:
+        return "in the future"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

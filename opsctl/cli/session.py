@@ -1,0 +1,323 @@
+"""One run of a command: what it is given, and the one place where every error ends."""
+
+import inspect
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opsctl.errors import ExitCode, Interrupted, OpsctlError, Refused, UsageError
+
+if TYPE_CHECKING:
+    from opsctl.cli.output import Outcome, Output
+    from opsctl.config import Config
+    from opsctl.postgres.server import Server
+    from opsctl.postgres.tools import Tools
+    from opsctl.repository import Repository
+    from opsctl.retention import Policy
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="The configuration file.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
+
+COMMON = {
+    "config": (ConfigOption, None),
+    "json": (JsonOption, False),
+    "quiet": (QuietOption, False),
+    "debug": (DebugOption, False),
+}
+"""The options every command takes, with their defaults."""
+
+NOT_REPORTED = frozenset({ExitCode.USAGE, ExitCode.REFUSED, ExitCode.INTERRUPTED})
+"""What is no failure of a backup or a server, hence no business of Sentry."""
+
+
+@dataclass(frozen=True)
+class Options:
+    config: Path | None = None
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+class Session:
+    """What a command works with; everything is opened when it is first asked for."""
+
+    def __init__(self, command: str, options: Options) -> None:
+        from opsctl.cli.output import JsonOutput, TextOutput
+        from opsctl.telemetry.redact import Redactor
+
+        self.command = command
+        self.options = options
+        self.run_id = secrets.token_hex(8)
+        self.started_at = self.clock()
+        self.redactor = Redactor()
+        self.output: Output = (
+            JsonOutput(self.redactor) if options.json else TextOutput(self.redactor, quiet=options.quiet)
+        )
+
+    def clock(self) -> datetime:
+        return datetime.now(UTC)
+
+    @cached_property
+    def config(self) -> "Config":
+        """The configuration; from here on the redactor knows its secrets."""
+        from opsctl.config import load_config
+
+        config = load_config(self.options.config)
+        names = {*config.databases, *config.repositories, "postgres"}
+        self.redactor.except_for(names)
+        self.redactor.add(config.secrets())
+        self.configure_logs(config.environment.log_format)
+        return config
+
+    def configure_logs(self, format_name: Any = None) -> None:
+        from opsctl.telemetry.logs import bind_run, configure_logs, default_format
+
+        configure_logs(
+            format=format_name or default_format(sys.stderr),
+            quiet=self.options.quiet,
+            debug=self.options.debug,
+            redactor=self.redactor,
+            stream=sys.stderr,
+        )
+        bind_run(run_id=self.run_id, command=self.command)
+
+    def database_names(self, wanted: list[str] | None) -> list[str]:
+        """The configured databases that were named, or all of them. Raises ConfigurationError."""
+        names = wanted or list(self.config.databases)
+        for name in names or [""]:
+            self.config.database(name)
+        return list(dict.fromkeys(names))
+
+    def server(self, database: str) -> "Server":
+        from opsctl.postgres.server import Server
+
+        settings = self.config.database(database)
+        password = self.config.password(database)
+        self.redactor.add(self.config.secrets())
+        return Server(
+            self.config.database_url(database), password=password, maintenance_database=settings.maintenance_database
+        )
+
+    @cached_property
+    def repositories(self) -> dict[str, "Repository"]:
+        """All configured repositories by name."""
+        from opsctl.repository import Repository
+        from opsctl.storage import open_storage
+
+        return {
+            name: Repository(name, open_storage(self.config.repository_url(name))) for name in self.config.repositories
+        }
+
+    def repositories_of(self, database: str) -> list["Repository"]:
+        return [self.repositories[name] for name in self.config.repositories_of(database)]
+
+    @cached_property
+    def policies(self) -> dict[str, "Policy"]:
+        """Every repository's retention."""
+        from opsctl.retention import Policy, parse_duration
+
+        policies = {}
+        for name, settings in self.config.repositories.items():
+            values = settings.retention.model_dump()
+            within = values.pop("keep_within")
+            policies[name] = Policy(**values, keep_within=parse_duration(within) if within else None)
+        return policies
+
+    @cached_property
+    def tools(self) -> "Tools":
+        from opsctl.postgres.tools import Tools
+
+        return Tools(search_path=self.config.search_path, environment=self.config.child_environment)
+
+    def progress(self, label: str, total: int | None) -> Callable[[int], None]:
+        return self.output.start_progress(label, total)
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether there is a person to ask."""
+        return sys.stdin.isatty() and sys.stderr.isatty() and not self.options.json
+
+    def ask(self, question: str) -> str:
+        self.output.stop_progress()
+        sys.stderr.write(f"{question} ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip()
+
+    def confirm(self, name: str, yes: str | None, *, doing: str) -> None:
+        """Go on only if a person, or ``--yes``, names what will be changed. Raises Refused."""
+        if yes is not None:
+            if yes == name:
+                return
+            raise Refused(f"--yes names {yes!r}, but {doing} concerns {name!r}.", hint=f"--yes {name} confirms it.")
+        if not self.is_interactive:
+            raise Refused(f"{doing.capitalize()} needs a confirmation.", hint=f"--yes {name} confirms it.")
+        if self.ask(f"Type {name} to go on with {doing}:") != name:
+            raise Refused("Not confirmed; nothing was changed.", hint=f"Type {name} exactly, or give --yes {name}.")
+
+    def log(self) -> Any:
+        from opsctl.telemetry.logs import get_logger
+
+        return get_logger()
+
+
+Body = Callable[..., "Outcome"]
+
+
+def command(name: str, body: Body) -> Callable[..., None]:
+    """``body(session, …) -> Outcome`` as a function for Typer, with the common options, inside the error boundary."""
+    signature = inspect.signature(body)
+    own = list(signature.parameters.values())[1:]
+    common = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for key, (annotation, default) in COMMON.items()
+    ]
+    keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+
+    def run(**arguments: Any) -> None:
+        options = Options(**{key: arguments.pop(key) for key in COMMON})
+        raise typer.Exit(run_command(name, body, options, arguments))
+
+    run.__doc__ = body.__doc__
+    run.__name__ = body.__name__
+    run.__signature__ = signature.replace(parameters=[*keyword_only, *common], return_annotation=None)  # type: ignore[attr-defined]
+    return run
+
+
+def run_command(name: str, body: Body, options: Options, arguments: dict[str, Any]) -> int:
+    """Run one command to its end: every error becomes a message, a hint and the documented exit code."""
+    from opsctl.cli.output import Outcome
+
+    session = Session(name, options)
+    session.configure_logs()
+    _handle_signals()
+    try:
+        outcome = body(session, **arguments)
+    except OpsctlError as error:
+        outcome = Outcome(None, error=error)
+    except KeyboardInterrupt:
+        outcome = Outcome(None, error=Interrupted("Interrupted.", exit_code=ExitCode.INTERRUPTED))
+    except BrokenPipeError:
+        return _closed_pipe()
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever is left is a bug of ours
+        outcome = Outcome(None, error=_bug(session, error))
+    return _finish(session, outcome)
+
+
+def _finish(session: Session, outcome: "Outcome") -> int:
+    from opsctl.cli.output import Run
+
+    with suppress(KeyboardInterrupt, Interrupted):
+        _report(session, outcome)
+    run = Run(session.command, session.run_id, session.started_at, session.clock())
+    try:
+        session.output.stop_progress()
+        _log_end(session, outcome, (run.finished_at - run.started_at).total_seconds())
+        session.output.finish(run, outcome)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _closed_pipe()
+    return int(outcome.code)
+
+
+def _log_end(session: Session, outcome: "Outcome", seconds: float) -> None:
+    """The run's one canonical line."""
+    fields = {"exit_code": int(outcome.code), "duration_seconds": round(seconds, 3), **outcome.fields}
+    log = session.log()
+    if outcome.error is not None:
+        if session.options.debug or not sys.stderr.isatty():  # on a terminal the error itself is shown
+            log.error(
+                "run.failed",
+                code=outcome.error.code,
+                message=outcome.error.message,
+                hint=outcome.error.hint,
+                exc_info=outcome.error if session.options.debug else None,
+                **fields,
+            )
+    elif outcome.code is ExitCode.DONE:
+        log.info("run.finished", **fields)
+    else:
+        log.warning("run.finished", **fields)
+
+
+def _report(session: Session, outcome: "Outcome") -> None:
+    """Tell Sentry of a failure, if it is configured."""
+    error = outcome.error
+    if error is None or error.exit_code in NOT_REPORTED:
+        return
+    try:
+        dsn = session.config.sentry_dsn
+        environment = session.config.sentry.environment
+    except OpsctlError:
+        from opsctl.config import environment_dsn
+
+        dsn, environment = environment_dsn(), None  # the configuration itself is what failed
+    if not dsn:
+        return
+    from opsctl.telemetry.sentry import report_failure
+
+    database = str(outcome.fields.get("database", ""))
+    sent = report_failure(
+        error.__cause__ if error.code == "bug" and error.__cause__ else error,
+        dsn=dsn,
+        environment=environment,
+        redactor=session.redactor,
+        tags={"command": session.command, "run_id": session.run_id, "code": error.code, "database": database},
+        fingerprint=["opsctl", session.command, error.code, database],
+    )
+    if not sent:
+        session.log().debug("sentry.unsent")
+
+
+def _bug(session: Session, error: Exception) -> OpsctlError:
+    bug = OpsctlError(
+        f"This is a bug in opsctl: {type(error).__name__}: {error}",
+        hint="Run it again with --debug and report what it prints.",
+    )
+    bug.exit_code, bug.code = ExitCode.BUG, "bug"
+    bug.__cause__ = error
+    if session.options.debug or not sys.stderr.isatty():
+        session.log().error("run.bug", exc_info=error)
+    return bug
+
+
+def _closed_pipe() -> int:
+    """Whoever read our output has left (``opsctl list | head``): end without a word, as other programs do."""
+    import os
+
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
+def _handle_signals() -> None:
+    """SIGTERM, and SIGHUP of a connection that drops, end the run in order: what was begun is cleaned up."""
+
+    def end(number: int, _frame: object) -> None:
+        raise Interrupted(f"Ended by {signal.Signals(number).name}.", exit_code=ExitCode.TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup keeps its meaning
+        signal.signal(signal.SIGHUP, end)
+
+
+def parse_time(text: str) -> datetime:
+    """A point in time as a person writes it: RFC 3339, or a date; without a zone it is local time."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is not a point in time.",
+            hint="For example 2026-11-23, 2026-11-23T14:00 or 2026-11-23T14:00:00Z.",
+        ) from None
+    return moment.astimezone(UTC)

@@ -1,0 +1,408 @@
+"""opsctl.toml and the environment, as typed settings. The only reader of environment variables.
+
+Searched in this order: ``--config``, ``OPSCTL_CONFIG``, ``./opsctl.toml``, ``$XDG_CONFIG_HOME/opsctl/opsctl.toml``,
+``/etc/opsctl/opsctl.toml``. With none of them, ``DATABASE_URL`` and ``./backups`` are enough.
+``.env`` and ``.env.local``, beside the configuration and in the working folder, are read; real variables win over them.
+"""
+
+import difflib
+import os
+import pwd
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
+
+# Whoever imports this module needs the models; the commands import it inside their bodies.
+from pydantic import (  # noqa: TID253
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: TID253
+
+from opsctl.errors import ConfigurationError
+
+DEFAULT_REPOSITORY = "./backups"
+CHILD_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""What a child process needs of our environment, besides libpq's own ``PG*``: no other secret travels along."""
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _postgres_url(url: SecretStr) -> SecretStr:
+    """``url`` as libpq reads it: SQLAlchemy's ``+driver`` goes; an unescaped password is found here."""
+    scheme, separator, rest = url.get_secret_value().partition("://")
+    if not separator or scheme.partition("+")[0] not in {"postgres", "postgresql"}:
+        raise ValueError("must begin with postgresql://")
+    authority = rest.partition("/")[0].partition("?")[0]
+    userinfo = rest.partition("?")[0].rpartition("@")[0]
+    text = f"postgresql://{rest}"
+    try:
+        unescaped = authority.count("@") > 1 or "#" in userinfo or "/" in userinfo
+        _ = urlsplit(text).port if "," not in authority else None
+    except ValueError:
+        unescaped = True
+    if unescaped:
+        raise ValueError("cannot be read; the characters @ : / ? # % in a password must be percent-encoded (@ is %40)")
+    return SecretStr(text)
+
+
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class DatabaseSettings(Settings):
+    """``[databases.<name>]``: one PostgreSQL database opsctl looks after."""
+
+    url: PostgresUrl | None = None
+    url_env: str | None = None
+    password_file: Path | None = None
+    password_command: str | None = None
+    maintenance_database: str | None = None
+    repositories: tuple[str, ...] | None = None
+    facts: Literal["none", "counts", "content"] = "counts"
+    compression_level: Annotated[int, Field(ge=1, le=22)] = 3
+    compression_threads: Annotated[int, Field(ge=0, le=64)] = 0
+    lock_timeout_seconds: Annotated[float, Field(gt=0)] = 60
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DatabaseSettings":
+        if (self.url is None) == (self.url_env is None):
+            raise ValueError("needs either url or url_env")
+        return self
+
+
+class RetentionSettings(Settings):
+    """``retention``: which backups stay. Empty keeps everything."""
+
+    keep_last: Count | None = None
+    keep_hourly: Count | None = None
+    keep_daily: Count | None = None
+    keep_weekly: Count | None = None
+    keep_monthly: Count | None = None
+    keep_yearly: Count | None = None
+    keep_within: Annotated[str, Field(pattern=r"^(\d+[ymwdh])+$")] | None = None
+
+
+class RepositorySettings(Settings):
+    """``[repositories.<name>]``: where backups live."""
+
+    url: str
+    retention: RetentionSettings = RetentionSettings()
+
+
+class SentrySettings(Settings):
+    """``[sentry]``: where failures are reported; ``SENTRY_DSN`` alone is enough."""
+
+    dsn: SecretStr | None = None
+    dsn_env: str = "SENTRY_DSN"
+    environment: str | None = None
+
+
+class StateSettings(Settings):
+    """``[state]``: where opsctl keeps locks and temporary files on this host."""
+
+    path: Path | None = None
+
+
+class FileSettings(Settings):
+    """The whole of opsctl.toml."""
+
+    databases: dict[str, DatabaseSettings] = {}
+    repositories: dict[str, RepositorySettings] = {}
+    sentry: SentrySettings = SentrySettings()
+    state: StateSettings = StateSettings()
+
+
+class Environment(BaseSettings):
+    """The variables opsctl itself knows, from the process and the ``.env`` files."""
+
+    model_config = SettingsConfigDict(extra="ignore", case_sensitive=True, env_ignore_empty=True)
+
+    database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
+    state_dir: Path | None = Field(None, validation_alias="OPSCTL_STATE_DIR")
+    log_format: Literal["json", "console"] | None = Field(None, validation_alias="OPSCTL_LOG_FORMAT")
+    xdg_state_home: Path | None = Field(None, validation_alias="XDG_STATE_HOME")
+
+
+class Config:
+    """What a run works with: the file's settings, completed from the environment.
+
+    ``folder`` is what relative paths of the file are relative to; ``source`` names the file, or the environment.
+    """
+
+    def __init__(
+        self,
+        file: FileSettings,
+        environment: Environment,
+        variables: Mapping[str, str],
+        *,
+        folder: Path,
+        source: str,
+    ) -> None:
+        self.source = source
+        self.folder = folder
+        self.environment = environment
+        self.variables = variables
+        self.databases = dict(file.databases) or self._database_from_environment()
+        self.repositories = dict(file.repositories) or {"local": RepositorySettings(url=DEFAULT_REPOSITORY)}
+        self.sentry = file.sentry
+        self._state_path = file.state.path
+        self._passwords: dict[str, str | None] = {}
+        for name, database in self.databases.items():
+            self._check_repositories(name, database)
+
+    def _database_from_environment(self) -> dict[str, DatabaseSettings]:
+        url = self.environment.database_url
+        if url is None and "PGDATABASE" in self.variables:
+            return {self.variables["PGDATABASE"]: DatabaseSettings(url=SecretStr("postgresql://"))}
+        if url is None:
+            return {}
+        database = _validated(DatabaseSettings, {"url": url}, where="DATABASE_URL")
+        parts = urlsplit(database.url.get_secret_value() if database.url else "")
+        name = unquote(parts.path.lstrip("/")) or self.variables.get("PGDATABASE") or unquote(parts.username or "")
+        return {name or "postgres": database}
+
+    def _check_repositories(self, name: str, database: DatabaseSettings) -> None:
+        for repository in database.repositories or ():
+            if repository not in self.repositories:
+                raise ConfigurationError(
+                    f"{self.source}: databases.{name}.repositories names {repository!r}, which is not configured.",
+                    hint=_nearest(repository, self.repositories) or f"Add [repositories.{repository}].",
+                )
+
+    def database(self, name: str) -> DatabaseSettings:
+        """The settings of one database; ConfigurationError names the configured ones."""
+        if not self.databases:
+            raise ConfigurationError(
+                "No database is configured.",
+                hint="Set DATABASE_URL=postgresql://user:password@host/database, or write an opsctl.toml.",
+            )
+        if name not in self.databases:
+            raise ConfigurationError(
+                f"{self.source}: there is no database {name!r}.",
+                hint=_nearest(name, self.databases) or f"Configured: {', '.join(self.databases)}.",
+            )
+        return self.databases[name]
+
+    def repositories_of(self, name: str) -> list[str]:
+        return list(self.database(name).repositories or self.repositories)
+
+    def repository_url(self, name: str) -> str:
+        """The repository's address, with a relative path made absolute."""
+        url = self.repositories[name].url
+        return url if "://" in url else str((self.folder / Path(url).expanduser()).absolute())
+
+    def database_url(self, name: str) -> str:
+        """The database's URL, from ``url`` or the variable that ``url_env`` names."""
+        settings = self.database(name)
+        if settings.url is not None:
+            return settings.url.get_secret_value()
+        value = self.variables.get(settings.url_env or "")
+        if not value:
+            raise ConfigurationError(
+                f"{self.source}: databases.{name}.url_env names {settings.url_env}, which is not set.",
+                hint=f"Set {settings.url_env} in the environment or in .env.",
+            )
+        checked = _validated(DatabaseSettings, {"url": value}, where=str(settings.url_env))
+        return checked.url.get_secret_value() if checked.url else value
+
+    def password(self, name: str) -> str | None:
+        """The password that is not in the URL, from ``password_file`` or ``password_command``; read once."""
+        if name not in self._passwords:
+            self._passwords[name] = self._read_password(name, self.database(name))
+        return self._passwords[name]
+
+    def _read_password(self, name: str, settings: DatabaseSettings) -> str | None:
+        if settings.password_file is not None:
+            path = self.folder / settings.password_file.expanduser()
+            try:
+                return path.read_text(encoding="utf-8").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(
+                    f"databases.{name}.password_file cannot be read: {path}: {getattr(error, 'strerror', error)}.",
+                    hint="It must be readable by the user opsctl runs as.",
+                ) from error
+        if settings.password_command is None:
+            return None
+        hint = f"Run it by hand as the user opsctl runs as: {settings.password_command}"
+        try:
+            answer = subprocess.run(
+                shlex.split(settings.password_command), check=True, capture_output=True, timeout=30, text=True
+            )
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise ConfigurationError(f"databases.{name}.password_command failed.", hint=hint) from error
+        return answer.stdout.rstrip("\r\n")
+
+    @property
+    def state_path(self) -> Path:
+        """Where locks and temporary files of this host live."""
+        if self.environment.state_dir:
+            return self.environment.state_dir.absolute()
+        if self._state_path:
+            return (self.folder / self._state_path.expanduser()).absolute()
+        if os.geteuid() == 0:
+            return Path("/var/lib/opsctl")
+        if self.environment.xdg_state_home:
+            return self.environment.xdg_state_home / "opsctl"
+        home = self.variables.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
+        return Path(home) / ".local/state/opsctl"
+
+    @property
+    def search_path(self) -> list[str]:
+        """The folders of PATH."""
+        return [folder for folder in self.variables.get("PATH", os.defpath).split(os.pathsep) if folder]
+
+    @property
+    def sentry_dsn(self) -> str | None:
+        if self.sentry.dsn is not None:
+            return self.sentry.dsn.get_secret_value() or None
+        return self.variables.get(self.sentry.dsn_env) or None
+
+    @property
+    def child_environment(self) -> dict[str, str]:
+        """What PostgreSQL's programs are started with; messages in English, so that they can be recognised."""
+        kept = {name: value for name, value in self.variables.items() if name in CHILD_VARIABLES or name[:2] == "PG"}
+        kept.pop("PGPASSWORD", None)  # handed over through a file that only the child can open
+        return {**kept, "LC_MESSAGES": "C"}
+
+    def secrets(self) -> Iterator[str]:
+        """Every secret known so far, for the redactor; passwords as written and percent-decoded."""
+        urls = [settings.url.get_secret_value() for settings in self.databases.values() if settings.url]
+        urls += [self.variables.get(settings.url_env, "") for settings in self.databases.values() if settings.url_env]
+        urls += [self.sentry_dsn or "", self.variables.get("DATABASE_URL", "")]
+        for url in urls:
+            yield from url_secrets(url)
+        yield from (password for password in self._passwords.values() if password)
+        for name in ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            yield self.variables.get(name, "")
+
+
+def url_secrets(url: str) -> Iterator[str]:
+    """What is secret in a URL: its password (a Sentry DSN's public key counts as one), raw and decoded."""
+    try:
+        parts = urlsplit(url)
+        secret = parts.password or (parts.username if parts.scheme in {"http", "https"} else None)
+    except ValueError:
+        return
+    if secret:
+        yield secret
+        yield unquote(secret)
+
+
+def environment_dsn() -> str | None:
+    """The Sentry DSN of the environment alone, to report a configuration that cannot be read."""
+    return os.environ.get("SENTRY_DSN") or None
+
+
+def load_config(explicit: Path | None = None, *, working_folder: Path | None = None) -> Config:
+    """Read the configuration and the environment.
+
+    Raises ConfigurationError that names the file, the key and, for an unknown key, the nearest known one.
+    """
+    here = working_folder or Path.cwd()
+    path = _find(explicit, here)
+    folder = path.parent if path else here
+    source = str(path) if path else "the environment"
+    env_files = [each / name for each in dict.fromkeys([folder, here]) for name in (".env", ".env.local")]
+    variables = _variables(env_files)
+    try:
+        environment = Environment(_env_file=env_files)
+    except ValidationError as error:
+        raise _explained(error, Environment, where="the environment") from None
+    for name, value in variables.items():
+        if name.startswith(("PG", "AWS_")):
+            os.environ.setdefault(name, value)  # libpq and boto3 read these for themselves
+    settings = _validated(FileSettings, _read_toml(path), where=source) if path else FileSettings()
+    return Config(settings, environment, variables, folder=folder, source=source)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}.", hint="Name another file with --config."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}.", hint="Correct that line.") from error
+
+
+def _find(explicit: Path | None, here: Path) -> Path | None:
+    named = explicit or (Path(os.environ["OPSCTL_CONFIG"]) if os.environ.get("OPSCTL_CONFIG") else None)
+    if named is not None:
+        named = named.expanduser().absolute()
+        if not named.is_file():
+            raise ConfigurationError(
+                f"There is no configuration file {named}.", hint="Check --config or OPSCTL_CONFIG."
+            )
+        return named
+    places = [here / "opsctl.toml", Path("/etc/opsctl/opsctl.toml")]
+    home = os.environ.get("XDG_CONFIG_HOME") or (f"{os.environ['HOME']}/.config" if os.environ.get("HOME") else None)
+    if home:
+        places.insert(1, Path(home) / "opsctl/opsctl.toml")
+    return next((place.absolute() for place in places if place.is_file()), None)
+
+
+def _variables(env_files: list[Path]) -> dict[str, str]:
+    """Every variable there is, for ``url_env``, ``dsn_env`` and the child processes."""
+    from dotenv import dotenv_values  # comes with pydantic-settings
+
+    merged: dict[str, str] = {}
+    for path in env_files:
+        if not path.is_file():
+            continue
+        try:
+            values = dotenv_values(path, interpolate=False)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} cannot be read.", hint=str(error)) from error
+        merged |= {key: value for key, value in values.items() if value is not None}
+    return merged | dict(os.environ)
+
+
+def _validated(model: type[M], data: Mapping[str, Any], *, where: str) -> M:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _explained(error, model, where=where) from None
+
+
+def _explained(error: ValidationError, model: type[BaseModel], *, where: str) -> ConfigurationError:
+    """The first problem as one line that names file and key, never the value: it may be a secret."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    message, hint = first["msg"].removeprefix("Value error, "), None
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        message = "is not a key opsctl knows"
+        hint = _nearest(location[-1], known) or f"Known there: {', '.join(sorted(known))}."
+    return ConfigurationError(f"{where}: {'.'.join(location)}: {message}.", hint=hint)
+
+
+def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
+    """The keys a model knows at ``location``; names of databases and repositories are the user's own."""
+    current: Any = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            current = current.model_fields[part].annotation
+        else:  # dict[str, Model]
+            current = current.__args__[1]
+    return list(current.model_fields)
+
+
+def _nearest(word: str, known: Mapping[str, Any] | list[str]) -> str | None:
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {matches[0]!r}?" if matches else None

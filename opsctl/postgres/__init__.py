@@ -1,0 +1,1 @@
+"""Everything that speaks to PostgreSQL: its programs, a throwaway server, connections."""

@@ -1,0 +1,389 @@
+"""A throwaway PostgreSQL server: made, used and removed by one program, for demo, drills and tests."""
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+
+from opsctl.errors import OpsctlError
+from opsctl.postgres.binaries import Binaries
+from opsctl.postgres.processes import die_with_parent
+
+SUPERUSER = "postgres"
+
+_FAST = {
+    # A crash of the host may lose this server: nothing is flushed, and WAL holds what a server crash needs only.
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "2GB",
+    "shared_buffers": "128MB",
+    # In files of the data folder: removed with it after a kill, and no 64 MB limit as in a container's /dev/shm.
+    "dynamic_shared_memory_type": "mmap",
+}
+_NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+_PORT = 5432
+_HIGHEST_PORT = 65535
+_SOCKET_PATH_LIMIT = 107
+_SHORT_FOLDER = Path("/tmp")  # noqa: S108
+_FAST_SHUTDOWN_SECONDS = 30
+_IMMEDIATE_SHUTDOWN_SECONDS = 10
+
+
+@contextmanager
+def throwaway_cluster(
+    binaries: Binaries,
+    *,
+    folder: Path | None = None,
+    settings: Mapping[str, str] = _NO_SETTINGS,
+    listen: bool = False,
+    os_users: Sequence[str] = ("postgres", "nobody"),
+    timeout_seconds: float = 60,
+) -> Iterator["Cluster"]:
+    """A running server of its own on a unix socket; every trace of it is gone afterwards.
+
+    It lives in a new folder inside ``folder`` (default: where temporary files go). ``settings`` win over the ones
+    here. ``listen`` adds 127.0.0.1, with a password. As root it runs as the first of ``os_users`` there is, because
+    PostgreSQL refuses root. It ends with the thread that called this, even when that is killed; its files stay then.
+    Raises OpsctlError, with the end of the server's log, when it does not answer within ``timeout_seconds``.
+    """
+    with ExitStack() as cleanup:
+        try:
+            account = _account(os_users)
+            home = Path(tempfile.mkdtemp(prefix="opsctl-", dir=folder or _temporary_folder(account)))
+            cleanup.callback(shutil.rmtree, home)
+            home.chmod(0o711)  # the server's account passes through; the log and the programs stay ours
+            sockets = _socket_folder(home)
+            cleanup.callback(shutil.rmtree, sockets, ignore_errors=True)
+            cluster = Cluster(binaries, home, sockets, account=account, listen=listen, timeout_seconds=timeout_seconds)
+            cleanup.callback(cluster.kill)  # should Ctrl-C come while it stops
+            cleanup.callback(cluster.stop)
+            cluster.create(settings)
+            cluster.start()
+        except OSError as error:
+            raise OpsctlError(
+                f"A throwaway PostgreSQL {binaries.version} server could not be made: {error}."
+            ) from error
+        yield cluster
+
+
+class Cluster:
+    """A throwaway server; :func:`throwaway_cluster` makes one."""
+
+    def __init__(
+        self,
+        binaries: Binaries,
+        folder: Path,
+        socket_folder: Path,
+        *,
+        account: pwd.struct_passwd | None,
+        listen: bool,
+        timeout_seconds: float,
+    ) -> None:
+        self.binaries = binaries
+        self.folder = folder
+        self.socket_folder = socket_folder
+        self.data = folder / "data"
+        self.log = folder / "log"
+        self.user = SUPERUSER
+        self.port = _free_port() if listen else _PORT
+        self.password = secrets.token_urlsafe(18)
+        """For connections over TCP; the socket, in a folder of its own, asks for none."""
+        self._listen_addresses = "127.0.0.1" if listen else ""
+        self._account = account
+        self._timeout_seconds = timeout_seconds
+        self._programs = binaries.folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The running server's process id."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def url(self, database: str = "postgres") -> str:
+        """How to connect over the unix socket: as superuser, without a password."""
+        host = quote(str(self.socket_folder), safe="")
+        return f"postgresql:///{quote(database, safe='')}?host={host}&port={self.port}&user={self.user}"
+
+    def tcp_url(self, database: str = "postgres") -> str:
+        """How to connect over TCP, for a server that listens: with the password in the URL."""
+        return f"postgresql://{self.user}:{self.password}@127.0.0.1:{self.port}/{quote(database, safe='')}"
+
+    def create(self, settings: Mapping[str, str] = _NO_SETTINGS) -> None:
+        """Set up the data folder; once, before the first start."""
+        self._programs = self._runnable_programs()
+        self._give_away(self.socket_folder)
+        self._initdb()
+        self._configure(settings)
+
+    def start(self) -> None:
+        """Start the server and wait until it takes connections."""
+        if self.pid is not None:
+            return
+        with self.log.open("ab") as log:
+            started_at = log.tell()
+            self._process = subprocess.Popen(
+                [self._programs / "postgres", "-D", self.data],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us: we end the server when done with it
+                preexec_fn=die_with_parent(signal.SIGQUIT),  # noqa: PLW1509
+                **self._as_account(),
+            )
+        self._wait_until_ready(started_at)
+
+    def stop(self) -> None:
+        """End the server: in an orderly way if it can, and in any case."""
+        if self._process is None:
+            return
+        for how, seconds in (
+            (signal.SIGINT, _FAST_SHUTDOWN_SECONDS),
+            (signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_SECONDS),
+        ):
+            self._process.send_signal(how)
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                continue
+            self._process = None
+            return
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the server, as a crash would end it; :meth:`start` recovers the data."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGSTOP)  # no new backends while they are listed
+        backends = _children(self._process.pid)
+        self._process.kill()
+        for pid in backends:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        deadline = time.monotonic() + _IMMEDIATE_SHUTDOWN_SECONDS
+        while any(_is_running(pid) for pid in backends) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _runnable_programs(self) -> Path:
+        """The folder of programs the server's account can run: a copy when it cannot reach the original.
+
+        A virtual environment below /root is such a case.
+        """
+        if self._account is None or self._can_run(self.binaries.folder):
+            return self.binaries.folder
+        installation = self.binaries.folder.parent
+        # The embedded programs look for their libraries beside the package they are in.
+        package = self.folder / "programs" / installation.parent.name
+        copy = package / installation.name
+        for part in (self.binaries.folder.name, "lib", "share"):
+            if (installation / part).is_dir():
+                _copy_tree(installation / part, copy / part)
+        libraries = installation.parent.with_name(installation.parent.name + ".libs")
+        if libraries.is_dir():
+            _copy_tree(libraries, package.with_name(libraries.name))
+        _open_for_reading(self.folder / "programs")
+        return copy / self.binaries.folder.name
+
+    def _can_run(self, programs: Path) -> bool:
+        try:
+            for program in ("postgres", "initdb"):
+                subprocess.run([programs / program, "--version"], capture_output=True, check=True, **self._as_account())
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        return True
+
+    def _initdb(self) -> None:
+        self.data.mkdir(mode=0o700)
+        self._give_away(self.data)
+        password = self.folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(self.password)
+        self._give_away(password)
+        command: list[str | Path] = [
+            self._programs / "initdb",
+            "--pgdata",
+            self.data,
+            "--no-sync",
+            "--encoding",
+            "UTF8",
+        ]
+        command += ["--username", self.user, "--pwfile", password]
+        command += ["--auth-local", "trust", "--auth-host", "scram-sha-256"]
+        try:
+            problem = self._run_initdb([*command, "--locale", "C.UTF-8"])
+            if "locale" in problem:
+                problem = self._run_initdb([*command, "--locale", "C"])
+        finally:
+            password.unlink()
+        if problem:
+            raise self._failure("could not be set up", problem)
+
+    def _run_initdb(self, command: Sequence[str | Path]) -> str:
+        """What initdb complained about; empty when it succeeded."""
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                preexec_fn=die_with_parent(signal.SIGTERM),
+                **self._as_account(),
+            )
+        except OSError as error:
+            return str(error)
+        return "" if done.returncode == 0 else done.stderr.decode(errors="replace") or f"exit {done.returncode}"
+
+    def _configure(self, settings: Mapping[str, str]) -> None:
+        settings = {
+            "listen_addresses": self._listen_addresses,
+            "unix_socket_directories": f'"{self.socket_folder}"',  # a list: quotes keep a comma in the path
+            "unix_socket_permissions": "0700",
+            "port": str(self.port),
+            **_FAST,
+            **settings,
+        }
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = {_quoted(value)}\n" for name, value in settings.items())
+
+    def _wait_until_ready(self, log_offset: int) -> None:
+        deadline = time.monotonic() + self._timeout_seconds
+        while not self._is_ready():
+            if self.pid is None:
+                raise self._failure("did not start", self._logged_since(log_offset))
+            if time.monotonic() > deadline:
+                how_long = f"did not answer within {self._timeout_seconds:g} seconds"
+                raise self._failure(how_long, self._logged_since(log_offset))
+            time.sleep(0.01)
+
+    def _is_ready(self) -> bool:
+        """Whether postmaster.pid says so; one left by a killed server has another pid in it."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+
+    def _logged_since(self, offset: int) -> str:
+        with self.log.open("rb") as log:
+            log.seek(offset)
+            return log.read().decode(errors="replace")
+
+    def _failure(self, what: str, output: str) -> OpsctlError:
+        last_lines = "\n".join(output.strip().splitlines()[-10:])
+        who = f"the operating system's user {self._account.pw_name}" if self._account else "this user"
+        return OpsctlError(
+            f"The throwaway PostgreSQL {self.binaries.version} server {what}:\n{last_lines}",
+            hint=f"It runs as {who}, with the programs in {self._programs} and its data in {self.folder}.",
+        )
+
+    def _give_away(self, path: Path) -> None:
+        if self._account is not None:
+            os.chown(path, self._account.pw_uid, self._account.pw_gid)
+
+    def _as_account(self) -> dict[str, Any]:
+        """Arguments for subprocess: the server's account, a folder it may be in, and nothing of our environment."""
+        arguments: dict[str, Any] = {
+            "cwd": "/",
+            "env": {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+        }
+        if self._account is not None:
+            arguments |= {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
+        return arguments
+
+
+def _account(os_users: Sequence[str]) -> pwd.struct_passwd | None:
+    """Who runs the server when root asks for one; None: whoever asks."""
+    if os.geteuid() != 0:
+        return None
+    for name in os_users:
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise OpsctlError(
+        f"PostgreSQL does not run as root, and there is no user {' or '.join(os_users)} to run it as.",
+        hint="Create one (`useradd --system postgres`), or run opsctl as another user than root.",
+    )
+
+
+def _temporary_folder(account: pwd.struct_passwd | None) -> Path:
+    """Where temporary files go, or /tmp when that is a private folder the server's account cannot enter."""
+    folder = Path(tempfile.gettempdir())
+    if account is None:
+        return folder
+    as_account: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    enters = subprocess.run(["/usr/bin/test", "-x", folder], check=False, **as_account)
+    return folder if enters.returncode == 0 else _SHORT_FOLDER
+
+
+def _socket_folder(home: Path) -> Path:
+    """A folder for the socket: inside ``home`` where its path is not too long for a socket."""
+    folder = home / "socket"
+    if len(os.fsencode(folder / f".s.PGSQL.{_HIGHEST_PORT}")) > _SOCKET_PATH_LIMIT:
+        return Path(tempfile.mkdtemp(prefix="opsctl-", dir=_SHORT_FOLDER))
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _quoted(value: str) -> str:
+    """A value in postgresql.conf, where a backslash escapes too."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.a", "pkgconfig", "pgxs"))
+
+
+def _open_for_reading(folder: Path) -> None:
+    """Let everybody read the copied programs; nobody but us may change them."""
+    for parent, _, files in os.walk(folder):
+        Path(parent).chmod(0o755)
+        for name in files:
+            file = Path(parent, name)
+            file.chmod(0o755 if file.stat().st_mode & 0o100 else 0o644)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "stat").read_text(errors="replace")
+        except OSError:
+            continue
+        # The name in parentheses may hold anything; the parent's pid is the second field after it.
+        if int(status.rpartition(")")[2].split()[1]) == pid:
+            found.append(int(entry.name))
+    return found
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,230 @@
+"""What is true in a snapshot: rows, hashes, sequences, extensions, roles, the database's own properties.
+
+The same queries describe the source when it is dumped and the copy when it is restored; two sets are then compared.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from opsctl.manifest import (
+    DatabaseProperties,
+    ExtensionFacts,
+    Facts,
+    SequenceFacts,
+    Setting,
+    TableFacts,
+)
+from opsctl.postgres.server import one, rows
+
+if TYPE_CHECKING:
+    from psycopg.sql import Composable
+
+    from opsctl.postgres.server import Connection
+
+FactsLevel = Literal["none", "counts", "content"]
+
+PINNED = (
+    "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set bytea_output = 'hex';"
+    "set extra_float_digits = 1; set lc_monetary = 'C'; set row_security = off; set xmlbinary = 'base64'"
+)
+"""Settings that change how a value reads as text, and row security, which would hide rows from a count."""
+
+
+def read_copy(connection: "Connection", database: str, expected: Facts) -> Facts:
+    """The facts of a restored copy, of the tables and at the level that ``expected`` has, to be compared with it."""
+    connection.execute(PINNED)
+    tables = [count_table(connection, TableFacts(each.schema, each.name), expected.level) for each in expected.tables]
+    large_objects, large_objects_hash = count_large_objects(connection, expected.level)
+    facts = read_facts(connection, database, tables, expected.level)
+    return replace(facts, large_objects=large_objects, large_objects_hash=large_objects_hash)
+
+
+def read_facts(connection: "Connection", database: str, tables: Sequence[TableFacts], level: FactsLevel) -> Facts:
+    """Everything but the rows: those are counted apart, while the dump runs. Call it inside the snapshot."""
+    return Facts(
+        level=level,
+        tables=tuple(tables),
+        sequences=tuple(read_sequences(connection)),
+        extensions=tuple(read_extensions(connection)),
+        roles=tuple(_read_roles(connection)),
+        database=read_properties(connection, database),
+    )
+
+
+def read_sequences(connection: "Connection") -> list[SequenceFacts]:
+    """Sequences that were used and may be read. They follow no snapshot: read them before the dump begins."""
+    found = rows(
+        connection,
+        """select schemaname, sequencename, last_value, increment_by from pg_sequences
+           where last_value is not null and not cycle and schemaname !~ '^pg_' order by 1, 2""",
+    )
+    return [SequenceFacts(*row) for row in found]
+
+
+def read_extensions(connection: "Connection") -> list[ExtensionFacts]:
+    query = (
+        "select extname, extversion, nspname from pg_extension e join pg_namespace n on n.oid = extnamespace order by 1"
+    )
+    return [ExtensionFacts(*row) for row in rows(connection, query)]
+
+
+def _read_roles(connection: "Connection") -> list[str]:
+    """Roles that own something here or are named in a grant or policy: a restore needs them to exist."""
+    query = """
+        select rolname from pg_roles where oid in (
+            select refobjid from pg_shdepend
+            where refclassid = 'pg_authid'::regclass
+              and dbid = (select oid from pg_database where datname = current_database())
+            -- the bootstrap superuser is pinned: what it owns is not recorded in pg_shdepend
+            union select relowner from pg_class where oid >= 16384
+            union select nspowner from pg_namespace where oid >= 16384
+            union select proowner from pg_proc where oid >= 16384
+            union select typowner from pg_type where oid >= 16384
+            union select datdba from pg_database where datname = current_database())
+        order by 1"""
+    return [row[0] for row in rows(connection, query)]
+
+
+def read_properties(connection: "Connection", database: str) -> DatabaseProperties:
+    """The properties of a database, from any session of its server. Raises LookupError when there is none."""
+    version = connection.info.server_version
+    locale = "datlocale" if version >= 170000 else "daticulocale" if version >= 150000 else "null::text"
+    provider = "datlocprovider" if version >= 150000 else "'c'"
+    collversion = "datcollversion" if version >= 150000 else "null::text"
+    found = rows(
+        connection,
+        f"""select pg_get_userbyid(datdba), pg_encoding_to_char(encoding), {provider}::text, datcollate, datctype,
+                   {locale}, {collversion}, datacl::text[], shobj_description(d.oid, 'pg_database'), datconnlimit, d.oid
+            from pg_database d where datname = %s""",
+        (database,),
+    )
+    if not found:
+        raise LookupError(database)
+    owner, encoding, provider, collate, ctype, locale, collversion, acl, comment, limit, oid = found[0]
+    return DatabaseProperties(
+        owner=owner,
+        encoding=encoding,
+        locale_provider={"c": "libc", "i": "icu", "b": "builtin"}[provider],
+        collate=collate,
+        ctype=ctype,
+        locale=locale,
+        collation_version=collversion,
+        acl=None if acl is None else tuple(acl),
+        comment=comment,
+        connection_limit=max(limit, -1),  # -2 marks a database that was being dropped: no limit
+        settings=tuple(_read_settings(connection, oid)),
+    )
+
+
+def _read_settings(connection: "Connection", database_oid: int) -> list[Setting]:
+    query = """
+        select rolname, split_part(setting, '=', 1), substr(setting, strpos(setting, '=') + 1)
+        from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole, unnest(setconfig) as setting
+        where setdatabase = %s and (setrole = 0 or rolname is not null) order by 1 nulls first, 2"""
+    return [Setting(*row) for row in rows(connection, query, (database_oid,))]
+
+
+def count_table(connection: "Connection", table: TableFacts, level: FactsLevel) -> TableFacts:
+    """The table with its rows counted, and with an order-free hash of its content at level ``content``.
+
+    Columns are taken by name, because a restore may change their order in inherited tables. What cannot be counted
+    (a value too large for its text, a right that is missing) stays ``None``: unknown, never a failed backup.
+    """
+    import psycopg
+
+    if level == "none":
+        return table
+    query = _count_query(table) if level == "counts" else _content_query(connection, table)
+    try:
+        with connection.transaction():
+            row = one(connection, query)
+    except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.OutOfMemory, psycopg.errors.InsufficientPrivilege):
+        return count_table(connection, table, "counts") if level == "content" else table
+    return TableFacts(table.schema, table.name, row[0], f"{int(row[1]):x}" if level == "content" else None)
+
+
+def _count_query(table: TableFacts) -> "Composable":
+    from psycopg.sql import SQL, Identifier
+
+    return SQL("select count(*) from only {}").format(Identifier(table.schema, table.name))
+
+
+def _content_query(connection: "Connection", table: TableFacts) -> "Composable":
+    """``sum`` of each row's 64-bit hash: the order of rows does not matter, duplicates do."""
+    from psycopg.sql import SQL, Identifier
+
+    columns = rows(
+        connection,
+        """select attname from pg_attribute
+           where attrelid = (select c.oid from pg_class c join pg_namespace n on n.oid = relnamespace
+                             where nspname = %s and relname = %s)
+             and attnum > 0 and not attisdropped order by attname collate "C" """,
+        (table.schema, table.name),
+    )
+    names = SQL(", ").join(Identifier(row[0]) for row in columns)
+    return SQL(
+        "select count(*), coalesce(sum(hashtextextended((t.*)::text, 0)::numeric), 0) from (select {} from only {}) t"
+    ).format(names, Identifier(table.schema, table.name))
+
+
+def count_large_objects(connection: "Connection", level: FactsLevel) -> tuple[int | None, str | None]:
+    """How many large objects there are and, at level ``content``, a hash over all of them."""
+    import psycopg
+
+    if level == "none":
+        return None, None
+    count = one(connection, "select count(*) from pg_largeobject_metadata")[0]
+    if level == "counts" or not count:
+        return count, None
+    query = (
+        "select coalesce(sum(hashtextextended(oid::text || encode(sha256(lo_get(oid)), 'hex'), 0)::numeric), 0)"
+        " from pg_largeobject_metadata"
+    )
+    try:
+        with connection.transaction():
+            return count, f"{int(one(connection, query)[0]):x}"
+    except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.OutOfMemory, psycopg.errors.InsufficientPrivilege):
+        return count, None
+
+
+def compare(expected: Facts, found: Facts) -> list[str]:
+    """What differs, a sentence each: the dumped facts against the restored ones. Unknown values are not compared."""
+    return [
+        *_compare_tables(expected.tables, {(table.schema, table.name): table for table in found.tables}),
+        *_compare_sequences(expected.sequences, {(seq.schema, seq.name): seq for seq in found.sequences}),
+        *_compare_extensions(expected.extensions, {extension.name for extension in found.extensions}),
+        *_differing("large objects", expected.large_objects, found.large_objects),
+        *_differing("content of the large objects", expected.large_objects_hash, found.large_objects_hash),
+    ]
+
+
+def _compare_tables(expected: Iterable[TableFacts], found: dict[tuple[str, str], TableFacts]) -> Iterable[str]:
+    for table in expected:
+        name = f"{table.schema}.{table.name}"
+        copy = found.get((table.schema, table.name))
+        if copy is None:
+            yield f"table {name} is missing"
+            continue
+        yield from _differing(f"rows of {name}", table.rows, copy.rows)
+        if table.rows == copy.rows:
+            yield from _differing(f"content of {name}", table.content_hash, copy.content_hash)
+
+
+def _compare_sequences(expected: Iterable[SequenceFacts], found: dict[tuple[str, str], SequenceFacts]) -> Iterable[str]:
+    for sequence in expected:
+        name = f"{sequence.schema}.{sequence.name}"
+        copy = found.get((sequence.schema, sequence.name))
+        if copy is None:
+            yield f"sequence {name} is missing"
+        elif (copy.last_value - sequence.last_value) * sequence.increment < 0:
+            yield f"sequence {name}: stands at {copy.last_value}, before {sequence.last_value}"
+
+
+def _compare_extensions(expected: Iterable[ExtensionFacts], found: set[str]) -> Iterable[str]:
+    return (f"extension {extension.name} is missing" for extension in expected if extension.name not in found)
+
+
+def _differing(what: str, expected: Any, found: Any) -> Iterable[str]:
+    if expected is not None and found is not None and expected != found:
+        yield f"{what}: {expected} in the backup, {found} restored"

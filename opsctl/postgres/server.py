@@ -1,0 +1,254 @@
+"""One PostgreSQL server as one login sees it. The only module that opens connections and maps psycopg's errors."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from opsctl.errors import ConfigurationError, DatabaseUnreachable, OpsctlError, QueryFailed
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg.sql import Composable
+
+    Connection = psycopg.Connection[tuple[Any, ...]]
+
+MAINTENANCE_DATABASES = ("postgres", "template1")
+SECRET_PARAMETERS = ("password", "sslpassword", "oauth_client_secret")
+
+NO_TIMEOUTS = (
+    ("statement_timeout", 0),
+    ("lock_timeout", 0),
+    ("idle_in_transaction_session_timeout", 0),
+    ("idle_session_timeout", 140000),
+    ("transaction_timeout", 170000),
+)
+"""Settings a role may carry that would end a long session, with the first server version that has each."""
+
+# The beginning of libpq's reason → what a person does about it. Order matters: the first that fits.
+CONNECT_HINTS = (
+    ("could not translate host name", "Check the host's spelling and DNS."),
+    ("failed to resolve host", "Check the host's spelling and DNS."),
+    ("Connection refused", "Is the server running, and is this its address and port?"),
+    ("No such file or directory", "Is the server running, and is this the folder of its socket?"),
+    ("timeout expired", "Nothing answers there: check the address, the firewall and the server's load."),
+    ("password authentication failed", "Check user and password; in a URL the password must be percent-encoded."),
+    ("no password supplied", "Put the password into the URL, password_file, password_command or a .pgpass file."),
+    ("no pg_hba.conf entry", "The server's pg_hba.conf does not let this user in from this host."),
+    ("does not exist", "Check the name; `psql -l` shows the databases of a server, `\\du` its roles."),
+    ("starting up", "The server is starting or recovering; try again in a moment."),
+    ("shutting down", "The server is shutting down."),
+    ("too many clients", "All connections are taken: end idle ones, or raise max_connections."),
+    ("remaining connection slots", "All connections are taken: end idle ones, or raise max_connections."),
+    ("not currently accepting connections", "ALTER DATABASE … ALLOW_CONNECTIONS true lets clients in again."),
+    ("server does not support SSL", "The server has no TLS: use sslmode=prefer, or give it a certificate."),
+)
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What the server says of itself and of the login."""
+
+    version: str
+    version_num: int
+    user: str
+    is_superuser: bool
+    may_create_databases: bool
+    in_recovery: bool
+    system_identifier: str | None
+
+    @property
+    def major(self) -> int:
+        return self.version_num // 10000
+
+
+class Server:
+    """A server, and the one database on it that is looked after.
+
+    ``url`` is a libpq URL; ``password`` one that is not in it. No connection is opened before it is needed.
+    """
+
+    def __init__(self, url: str, *, password: str | None = None, maintenance_database: str | None = None) -> None:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+
+        try:
+            params = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
+        except ProgrammingError as error:
+            # libpq's own text may quote a part of the password; only its word on parameters is safe.
+            reason = str(error).strip() if "URI query parameter" in str(error) else "libpq cannot read it"
+            raise ConfigurationError(
+                f"The database URL is not valid: {reason}.", hint="postgresql://user:password@host:5432/database"
+            ) from None
+        if password is not None:
+            params["password"] = password
+        self.parameters: Mapping[str, str] = params
+        self.database = params.get("dbname") or os.environ.get("PGDATABASE") or params.get("user") or "postgres"
+        self._maintenance_database = maintenance_database
+
+    def __repr__(self) -> str:
+        return f"<Server {self.address}>"
+
+    @property
+    def address(self) -> str:
+        """``host:port`` or the socket's folder; never the user's password."""
+        host = self.parameters.get("host") or self.parameters.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
+        port = self.parameters.get("port") or os.environ.get("PGPORT") or "5432"
+        return f"{host}:{port}"
+
+    @property
+    def password(self) -> str | None:
+        return self.parameters.get("password") or os.environ.get("PGPASSWORD")
+
+    def public_conninfo(self, database: str | None = None) -> str:
+        """A connection string without anything secret: what may stand in an argument list."""
+        from psycopg.conninfo import make_conninfo
+
+        public = {key: value for key, value in self.parameters.items() if key not in SECRET_PARAMETERS}
+        return make_conninfo(**{**public, "dbname": database or self.database})
+
+    @contextmanager
+    def connect(
+        self, database: str | None = None, *, application_name: str = "opsctl", lasting: bool = False
+    ) -> Iterator["Connection"]:
+        """An autocommit session with the login's timeouts lifted and names resolved in pg_catalog only.
+
+        ``lasting`` asks the network to notice a dead peer early. Raises DatabaseUnreachable when there is no
+        connection or it is lost, QueryFailed when the server refuses a statement.
+        """
+        import psycopg
+
+        wanted = database or self.database
+        params: dict[str, Any] = {"connect_timeout": "10", **self.parameters, "dbname": wanted}
+        params |= {"application_name": application_name[:63], "client_encoding": "UTF8"}
+        if lasting:
+            params |= {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+        try:
+            connection = psycopg.connect(**params, autocommit=True)
+        except psycopg.Error as error:
+            raise self._unreachable(wanted, error) from None
+        try:
+            with mapped_errors(), connection:
+                _prepare(connection)
+                yield connection
+        finally:
+            connection.close()
+
+    def _unreachable(self, database: str, error: Exception) -> DatabaseUnreachable:
+        reason = _connect_reason(str(error))
+        hint = next((hint for sign, hint in CONNECT_HINTS if sign in reason), None)
+        user = self.parameters.get("user") or os.environ.get("PGUSER")
+        login = f" as {user}" if user else ""
+        return DatabaseUnreachable(f"Cannot connect to {database!r} at {self.address}{login}: {reason}.", hint=hint)
+
+    @cached_property
+    def maintenance_database(self) -> str:
+        """The database to be in while another one is locked or renamed: ``postgres``, else ``template1``."""
+        candidates = [self._maintenance_database] if self._maintenance_database else list(MAINTENANCE_DATABASES)
+        refusals: list[OpsctlError] = []
+        for name in candidates:
+            try:
+                with self.connect(name):
+                    return name
+            except DatabaseUnreachable as error:
+                refusals.append(error)
+        raise DatabaseUnreachable(
+            refusals[0].message, hint="Set maintenance_database to a database this login may connect to."
+        )
+
+    @cached_property
+    def info(self) -> ServerInfo:
+        """Version and rights, asked once, of the maintenance database: the database itself may be gone."""
+        with self.connect(self.maintenance_database) as connection:
+            row = one(
+                connection,
+                """select current_setting('server_version'), current_setting('server_version_num')::int, current_user,
+                          rolsuper, rolcreatedb or rolsuper, pg_is_in_recovery()
+                   from pg_roles where rolname = current_user""",
+            )
+            identifier = maybe(connection, "select system_identifier::text from pg_control_system()")
+        version, number, user, superuser, creates, standby = row
+        return ServerInfo(version, number, user, superuser, creates, standby, identifier)
+
+
+def _prepare(connection: "Connection") -> None:
+    version = connection.info.server_version
+    settings = [f"set {name} = 0" for name, since in NO_TIMEOUTS if version >= since]
+    connection.execute("; ".join(["set search_path = pg_catalog", *settings]))
+
+
+def _connect_reason(text: str) -> str:
+    """The last word of libpq, without the address it repeats."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    relevant = [line for line in lines if "failed: " in line or "failed to resolve" in line] or lines[-1:] or [text]
+    reason = relevant[-1].rpartition("failed: ")[2]
+    for word in ("FATAL:", "fatal:", "error:"):
+        reason = reason.removeprefix(word).strip()
+    return reason.rstrip(".")
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Errors of psycopg as ours: a lost connection is DatabaseUnreachable, a refused statement QueryFailed."""
+    import psycopg
+
+    try:
+        yield
+    except psycopg.errors.QueryCanceled as error:
+        raise QueryFailed(f"The server ended a statement: {_primary(error)}.") from error
+    except (psycopg.errors.AdminShutdown, psycopg.errors.CrashShutdown) as error:
+        raise DatabaseUnreachable(
+            f"The server ended the session: {_primary(error)}.", hint="Is the server restarting? Try again."
+        ) from error
+    except psycopg.OperationalError as error:
+        if error.sqlstate is None:
+            raise DatabaseUnreachable(
+                f"The connection to the server was lost: {_primary(error)}.",
+                hint="Is the server restarting? Try again.",
+            ) from error
+        raise QueryFailed(
+            f"The server refused a statement: {_primary(error)}.", hint=error.diag.message_hint
+        ) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise QueryFailed(
+            f"The login may not do that: {_primary(error)}.",
+            hint=error.diag.message_hint or "Grant the right, or use a login that has it.",
+        ) from error
+    except psycopg.Error as error:
+        raise QueryFailed(
+            f"The server refused a statement: {_primary(error)}.", hint=error.diag.message_hint
+        ) from error
+
+
+def _primary(error: Exception) -> str:
+    diagnosis = getattr(error, "diag", None)
+    text = getattr(diagnosis, "message_primary", None) or str(error).strip().partition("\n")[0]
+    return str(text).rstrip(".")
+
+
+def rows(
+    connection: "Connection", query: "str | Composable", parameters: Sequence[Any] | Mapping[str, Any] = ()
+) -> list[tuple[Any, ...]]:
+    """All rows of a query."""
+    return connection.execute(query, parameters or None).fetchall()  # type: ignore[arg-type]
+
+
+def one(
+    connection: "Connection", query: "str | Composable", parameters: Sequence[Any] | Mapping[str, Any] = ()
+) -> tuple[Any, ...]:
+    """The one row of a query that always has one."""
+    return rows(connection, query, parameters)[0]
+
+
+def maybe(connection: "Connection", query: str, parameters: Sequence[Any] = ()) -> Any:
+    """The value of a query, or ``None`` when there is no row or this login may not ask."""
+    import psycopg
+
+    try:
+        with connection.transaction():
+            found = rows(connection, query, parameters)
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction):
+        return None
+    return found[0][0] if found else None

