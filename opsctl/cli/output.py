@@ -1,11 +1,12 @@
 """What a run prints: the result on stdout, and on stderr what accompanies it. Text for people, or one JSON document."""
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from opsctl.errors import ExitCode, OpsctlError
 from opsctl.manifest import format_time
@@ -75,7 +76,7 @@ class TextOutput:
         if outcome.text and (not self._quiet or outcome.code is not ExitCode.DONE):
             console = self._console(sys.stdout)
             for renderable in outcome.text:
-                console.print(self._redacted(renderable))
+                console.print(renderable)
         if outcome.error is not None and sys.stderr.isatty():  # elsewhere the log line says it
             self._show_error(outcome.error)
 
@@ -116,28 +117,47 @@ class TextOutput:
 
     def show(self, renderable: "RenderableType") -> None:
         self.stop_progress()
-        self._console(sys.stderr).print(self._redacted(renderable))
+        self._console(sys.stderr).print(renderable)
 
     def _show_error(self, error: OpsctlError) -> None:
         from rich.text import Text
 
-        text = Text.assemble(("Error: ", "bold red"), self._redactor.text(error.message))
+        text = Text.assemble(("Error: ", "bold red"), error.message)
         if error.hint:
             text.append("\nHint:  ", "bold")
-            text.append(self._redactor.text(error.hint))
+            text.append(error.hint)
         self._console(sys.stderr).print(text)
 
-    def _redacted(self, renderable: "RenderableType") -> "RenderableType":
-        return self._redactor.text(renderable) if isinstance(renderable, str) else renderable
-
-    def _console(self, stream: Any) -> "Console":
+    def _console(self, stream: TextIO) -> "Console":
         from rich.console import Console
 
         # A pipe has no width: wide enough that no table is cut for the program that reads it.
-        width = None if stream.isatty() else 160
+        width = shutil.get_terminal_size().columns if stream.isatty() else 160
+        sink = cast("IO[str]", _RedactedStream(stream, self._redactor))
         return Console(
-            file=stream, highlight=False, soft_wrap=not stream.isatty(), width=width, emoji=False, markup=False
+            file=sink, highlight=False, soft_wrap=not stream.isatty(), width=width, emoji=False, markup=False
         )
+
+
+class _RedactedStream:
+    """A stream that masks secrets as the last step before the bytes leave."""
+
+    def __init__(self, stream: TextIO, redactor: Redactor) -> None:
+        self._stream = stream
+        self._redactor = redactor
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        return self._stream.write(self._redactor.text(text))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
 
 class JsonOutput:
@@ -200,6 +220,8 @@ def age(moment: datetime, now: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

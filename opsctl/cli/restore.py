@@ -67,8 +67,8 @@ def restore(
     planned = wanted.plan(session.clock())
     fields = {"backup_id": backup.id, "database": wanted.database}
     if plan:
-        return _planned(planned, fields, session)
-    for renderable in _plan_text(planned, session):
+        return _planned(planned, fields)
+    for renderable in _plan_text(planned):
         session.output.show(renderable)
     if planned.blockers:
         error = Refused(f"The restore would not work: {planned.blockers[0]}.", hint="Nothing was changed.")
@@ -127,14 +127,14 @@ def _asked_for(session: "Session", backup: "Backup", into: str | None, jobs: int
     )
 
 
-def _planned(planned: "RestorePlan", fields: dict[str, Any], session: "Session") -> Outcome:
+def _planned(planned: "RestorePlan", fields: dict[str, Any]) -> Outcome:
     error = None
     if planned.blockers:
         error = Refused(f"The restore would not work: {planned.blockers[0]}.", hint="Remove what stands in the way.")
-    return Outcome(_result(planned, None), _plan_text(planned, session), error=error, fields=fields)
+    return Outcome(_result(planned, None), _plan_text(planned), error=error, fields=fields)
 
 
-def _plan_text(planned: "RestorePlan", session: "Session") -> list["RenderableType"]:
+def _plan_text(planned: "RestorePlan") -> list["RenderableType"]:
     from rich.table import Table
     from rich.text import Text
 
@@ -153,9 +153,9 @@ def _plan_text(planned: "RestorePlan", session: "Session") -> list["RenderableTy
         name = f"{loss.schema}.{loss.name}"
         table.add_row("Loses", f"{lost:,} rows of {name} ({loss.live_rows:,} now, {loss.backup_rows:,} in the backup)")
     for warning in planned.warnings:
-        table.add_row("Note", session.redactor.text(warning))
+        table.add_row("Note", warning)
     for blocker in planned.blockers:
-        table.add_row(Text("Blocked", style="bold red"), session.redactor.text(blocker))
+        table.add_row(Text("Blocked", style="bold red"), blocker)
     return [table]
 
 

@@ -222,9 +222,9 @@ def _finish(session: Session, outcome: "Outcome") -> int:
     run = Run(session.command, session.run_id, session.started_at, session.clock())
     try:
         session.output.stop_progress()
-        _log_end(session, outcome, (run.finished_at - run.started_at).total_seconds())
         session.output.finish(run, outcome)
         sys.stdout.flush()
+        _log_end(session, outcome, (run.finished_at - run.started_at).total_seconds())
     except BrokenPipeError:
         return _closed_pipe()
     return int(outcome.code)
