@@ -13,8 +13,8 @@ from pathlib import Path
 from opsctl.errors import ConfigurationError
 from opsctl.postgres.binaries import choose_server, find_binaries
 from opsctl.postgres.cluster import throwaway_cluster
+from opsctl.postgres.facts import present_facts
 from opsctl.postgres.server import Server
-from opsctl.postgres.snapshot import present_facts
 
 DATABASE = "saasdb"
 DAMAGE = (

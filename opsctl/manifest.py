@@ -242,7 +242,7 @@ def choose(
     if wanted == "latest" or wanted.startswith("latest:"):
         return _latest(known, wanted.partition(":")[2], now=now, before=before, databases=databases)
     matches = [backup for backup in known if backup.id == wanted] or [
-        backup for backup in known if backup.id.startswith(wanted)
+        backup for backup in known if wanted and backup.id.startswith(wanted)
     ]
     if len(matches) == 1:
         return matches[0]

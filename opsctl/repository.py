@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Literal, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from opsctl.errors import BackupDamaged, RepositoryUnreachable
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, format_time, parse_manifest
@@ -199,7 +199,7 @@ class Repository:
         modified = max((entry.modified_at for entry in entries), default=datetime.fromtimestamp(0, UTC))
         total = sum(entry.bytes for entry in entries)
         backup = name.removeprefix(".").removesuffix(PARTIAL)
-        return Incomplete(self.name, backup, database, total, modified, reason, prefix.rstrip("/"))
+        return Incomplete(self.name, backup, unquote(database), total, modified, reason, prefix.rstrip("/"))
 
     def begin(self, database: str, backup_id: str) -> "Upload":
         """Begin a new backup. The repository comes into being with its first one."""

@@ -12,7 +12,7 @@ from typing import IO
 
 from opsctl.errors import Refused, RestoreFailed
 from opsctl.manifest import DatabaseProperties, Manifest
-from opsctl.postgres.facts import compare, read_copy
+from opsctl.postgres.facts import compare, present_facts
 from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server, rows
 from opsctl.postgres.swap import (
@@ -97,7 +97,7 @@ def plan_restore(manifest: Manifest, target: Target, *, database: str, into: boo
         database_bytes=manifest.database_bytes,
         dump_bytes=manifest.dump.bytes,
         staging_database=staging_name(database, secrets.token_hex(4)),
-        previous_database=previous_name(database, now) if live else None,
+        previous_database=previous_name(database, now, target.previous) if live else None,
         swaps=live is not None,
         sessions=live.sessions if live else 0,
         free_bytes=target.free_bytes,
@@ -267,7 +267,7 @@ class Restore:
         """Compare the copy with the facts and gather its statistics; the evidence that this is."""
         facts = self.manifest.facts
         with self.server.connect(database) as connection:
-            found = read_copy(connection, database, facts)
+            found = present_facts(connection, database, facts.level)
             differences = compare(facts, found)
             if differences:
                 raise RestoreFailed(
@@ -329,10 +329,11 @@ class Undo:
 
     def execute(self, *, clock: Callable[[], datetime]) -> Restored:
         with database_lock(self.server, self.database, command="undo", state_path=self.state_path, now=clock()):
-            back = require_previous(self.previous(), self.database)[0]
+            previous = require_previous(self.previous(), self.database)
+            back = previous[0]
             with self.server.connect(self.server.maintenance_database) as connection:
                 exists = rows(connection, "select from pg_database where datname = %s", (self.database,))
-            aside = previous_name(self.database, clock()) if exists else None
+            aside = previous_name(self.database, clock(), previous) if exists else None
             outage = execute_swap(self.server, Swap(live=self.database, incoming=back, previous=aside))
         return Restored(None, self.database, aside, swapped=True, outage_seconds=outage, evidence=None)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from opsctl.prune import Line, Pruned
 
 Databases = Annotated[
-    list[str] | None, typer.Argument(metavar="[DATABASE]...", help="Configured databases; all of them by default.")
+    list[str] | None, typer.Argument(metavar="DATABASE", help="Configured databases; all of them by default.")
 ]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BackupId = Annotated[
     str, typer.Argument(metavar="ID", help="A backup's id or its beginning, latest, or latest:DATABASE.")
 ]
-OptionalDatabase = Annotated[str | None, typer.Argument(metavar="[DATABASE]", help="Only this database's backups.")]
+OptionalDatabase = Annotated[str | None, typer.Argument(metavar="DATABASE", help="Only this database's backups.")]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of stdout.")]
 
 

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 OptionalBackupId = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[ID]", help="A backup's id or its beginning, latest, or latest:DATABASE. Asks if left out."
-    ),
+    typer.Argument(metavar="ID", help="A backup's id or its beginning, latest, or latest:DATABASE. Asks if left out."),
 ]
 BeforeOption = Annotated[
     str | None, typer.Option("--before", metavar="TIME", help="With latest: the newest backup taken before this time.")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 BackupIds = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[ID]...", help="Backups to verify; the newest of each database by default."),
+    typer.Argument(metavar="ID", help="Backups to verify; the newest of each database by default."),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Verify every backup.")]
 

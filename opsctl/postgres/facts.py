@@ -3,8 +3,8 @@
 The same queries describe the source when it is dumped and the copy when it is restored; two sets are then compared.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from opsctl.manifest import (
@@ -18,8 +18,6 @@ from opsctl.manifest import (
 from opsctl.postgres.server import one, rows
 
 if TYPE_CHECKING:
-    from psycopg.sql import Composable
-
     from opsctl.postgres.server import Connection
 
 FactsLevel = Literal["none", "counts", "content"]
@@ -31,20 +29,52 @@ PINNED = (
 """Settings that change how a value reads as text, and row security, which would hide rows from a count."""
 
 
-def read_copy(connection: "Connection", database: str, expected: Facts) -> Facts:
-    """The facts of a restored copy, of the tables and at the level that ``expected`` has, to be compared with it."""
+TABLES = """
+    from pg_class c join pg_namespace n on n.oid = relnamespace
+    where relpersistence <> 't' and nspname !~ '^pg_' and nspname <> 'information_schema'
+      and not exists (select from pg_depend d join pg_extension e on e.oid = d.refobjid
+                      where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e'
+                        and not coalesce(c.oid = any(e.extconfig), false))"""
+"""Where pg_dump looks: a database's own tables, and of extensions those with configuration data."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it can be named in a statement: ``quoted`` in the database's own bytes, whatever they are."""
+
+    oid: int
+    schema: str
+    name: str
+    quoted: bytes
+
+
+def list_tables(connection: "Connection", *, kinds: str = "r") -> list[Table]:
+    """The tables pg_dump would dump: ``kinds`` ``r`` are those with rows of their own, ``rp`` partitioned ones too."""
+    query = (
+        f"select c.oid, nspname, relname, textsend(format('%%I.%%I', nspname, relname)) {TABLES} and relkind = any(%s)"
+    )
+    return [Table(*row) for row in rows(connection, f"{query} order by c.oid", (list(kinds),))]
+
+
+def present_facts(connection: "Connection", database: str, level: FactsLevel) -> Facts:
+    """The facts of a database as it is now; of a restored copy, to be compared with the backup's."""
     connection.execute(PINNED)
-    tables = [count_table(connection, TableFacts(each.schema, each.name), expected.level) for each in expected.tables]
-    large_objects, large_objects_hash = count_large_objects(connection, expected.level)
-    facts = read_facts(connection, database, tables, expected.level)
-    return replace(facts, large_objects=large_objects, large_objects_hash=large_objects_hash)
+    return count_all(connection, read_facts(connection, database, level), list_tables(connection))
 
 
-def read_facts(connection: "Connection", database: str, tables: Sequence[TableFacts], level: FactsLevel) -> Facts:
+def count_all(connection: "Connection", facts: Facts, tables: Iterable[Table]) -> Facts:
+    """``facts`` completed by the rows of these tables and the large objects."""
+    counted = [count_table(connection, table, facts.level) for table in tables]
+    counted.sort(key=lambda table: (table.schema, table.name))
+    large_objects, large_objects_hash = count_large_objects(connection, facts.level)
+    return replace(facts, tables=tuple(counted), large_objects=large_objects, large_objects_hash=large_objects_hash)
+
+
+def read_facts(connection: "Connection", database: str, level: FactsLevel) -> Facts:
     """Everything but the rows: those are counted apart, while the dump runs. Call it inside the snapshot."""
     return Facts(
         level=level,
-        tables=tuple(tables),
+        tables=(),
         sequences=tuple(read_sequences(connection)),
         extensions=tuple(read_extensions(connection)),
         roles=tuple(_read_roles(connection)),
@@ -125,47 +155,43 @@ def _read_settings(connection: "Connection", database_oid: int) -> list[Setting]
     return [Setting(*row) for row in rows(connection, query, (database_oid,))]
 
 
-def count_table(connection: "Connection", table: TableFacts, level: FactsLevel) -> TableFacts:
+def count_table(connection: "Connection", table: Table, level: FactsLevel) -> TableFacts:
     """The table with its rows counted, and with an order-free hash of its content at level ``content``.
 
-    Columns are taken by name, because a restore may change their order in inherited tables. What cannot be counted
-    (a value too large for its text, a right that is missing) stays ``None``: unknown, never a failed backup.
+    What cannot be counted (a value too large for its text, a right that is missing) stays ``None``: unknown, never a
+    failed backup.
     """
     import psycopg
 
+    unknown = TableFacts(table.schema, table.name)
     if level == "none":
-        return table
-    query = _count_query(table) if level == "counts" else _content_query(connection, table)
+        return unknown
+    query = b"select count(*) from only " + table.quoted
+    if level == "content":
+        query = _content_query(connection, table)
     try:
         with connection.transaction():
             row = one(connection, query)
     except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.OutOfMemory, psycopg.errors.InsufficientPrivilege):
-        return count_table(connection, table, "counts") if level == "content" else table
+        return count_table(connection, table, "counts") if level == "content" else unknown
     return TableFacts(table.schema, table.name, row[0], f"{int(row[1]):x}" if level == "content" else None)
 
 
-def _count_query(table: TableFacts) -> "Composable":
-    from psycopg.sql import SQL, Identifier
+def _content_query(connection: "Connection", table: Table) -> bytes:
+    """``sum`` of each row's 64-bit hash: the order of rows does not matter, duplicates do.
 
-    return SQL("select count(*) from only {}").format(Identifier(table.schema, table.name))
-
-
-def _content_query(connection: "Connection", table: TableFacts) -> "Composable":
-    """``sum`` of each row's 64-bit hash: the order of rows does not matter, duplicates do."""
-    from psycopg.sql import SQL, Identifier
-
-    columns = rows(
+    Columns are taken by name, because a restore may change their order in inherited tables. The rows' alias is one
+    that no column shares by accident: ``t::text`` would mean a column called t.
+    """
+    columns = one(
         connection,
-        """select attname from pg_attribute
-           where attrelid = (select c.oid from pg_class c join pg_namespace n on n.oid = relnamespace
-                             where nspname = %s and relname = %s)
-             and attnum > 0 and not attisdropped order by attname collate "C" """,
-        (table.schema, table.name),
-    )
-    names = SQL(", ").join(Identifier(row[0]) for row in columns)
-    return SQL(
-        "select count(*), coalesce(sum(hashtextextended((t.*)::text, 0)::numeric), 0) from (select {} from only {}) t"
-    ).format(names, Identifier(table.schema, table.name))
+        """select textsend(coalesce(string_agg(quote_ident(attname), ', ' order by attname collate "C"), ''))
+           from pg_attribute where attrelid = %s and attnum > 0 and not attisdropped""",
+        (table.oid,),
+    )[0]
+    return (
+        b"select count(*), coalesce(sum(hashtextextended((t.*)::text, 0)::numeric), 0) from (select %b from only %b) t"
+    ) % (columns, table.quoted)
 
 
 def count_large_objects(connection: "Connection", level: FactsLevel) -> tuple[int | None, str | None]:

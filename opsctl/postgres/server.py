@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-from opsctl.errors import ConfigurationError, DatabaseUnreachable, OpsctlError, QueryFailed
+from opsctl.errors import ConfigurationError, DatabaseUnreachable, OpsctlError, QueryFailed, Refused
 
 if TYPE_CHECKING:
     import psycopg
@@ -174,9 +174,30 @@ class Server:
 
 
 def _prepare(connection: "Connection") -> None:
+    """Make the session ours; before anything is set, make sure that it is a session and not a pooler's."""
+    if one(connection, "select pg_backend_pid()")[0] != connection.info.backend_pid:
+        raise Refused(
+            "A connection pooler (PgBouncer or the like) stands between opsctl and the server: settings and locks"
+            " would reach other clients' sessions.",
+            hint="Set direct_url to the server's own address; url stays as it is.",
+        )
+    for kind in ("text", "name", "varchar", "bpchar"):
+        connection.adapters.register_loader(kind, _text_loader())
     version = connection.info.server_version
     settings = [f"set {name} = 0" for name, since in NO_TIMEOUTS if version >= since]
     connection.execute("; ".join(["set search_path = pg_catalog", *settings]))
+
+
+@cache
+def _text_loader() -> "type[psycopg.adapt.Loader]":
+    """Text of a SQL_ASCII database may be any bytes: what is no UTF-8 is shown escaped instead of failing."""
+    from psycopg.adapt import Loader
+
+    class LenientText(Loader):
+        def load(self, data: "psycopg.abc.Buffer") -> str:
+            return bytes(data).decode("utf-8", "backslashreplace")
+
+    return LenientText
 
 
 def _connect_reason(text: str) -> str:
@@ -229,14 +250,14 @@ def _primary(error: Exception) -> str:
 
 
 def rows(
-    connection: "Connection", query: "str | Composable", parameters: Sequence[Any] | Mapping[str, Any] = ()
+    connection: "Connection", query: "str | bytes | Composable", parameters: Sequence[Any] | Mapping[str, Any] = ()
 ) -> list[tuple[Any, ...]]:
     """All rows of a query."""
     return connection.execute(query, parameters or None).fetchall()  # type: ignore[arg-type]
 
 
 def one(
-    connection: "Connection", query: "str | Composable", parameters: Sequence[Any] | Mapping[str, Any] = ()
+    connection: "Connection", query: "str | bytes | Composable", parameters: Sequence[Any] | Mapping[str, Any] = ()
 ) -> tuple[Any, ...]:
     """The one row of a query that always has one."""
     return rows(connection, query, parameters)[0]

@@ -6,12 +6,12 @@ TRUNCATE and table rewrites. Locking is a utility statement, so the snapshot com
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opsctl.errors import DumpFailed, LockHeld
-from opsctl.manifest import Facts, TableFacts
-from opsctl.postgres.facts import PINNED, FactsLevel, count_large_objects, count_table, read_copy, read_facts
+from opsctl.manifest import Facts
+from opsctl.postgres.facts import PINNED, FactsLevel, Table, count_all, list_tables, read_facts
 from opsctl.postgres.server import Server, one, rows
 
 if TYPE_CHECKING:
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10
 """How often the list of tables is taken anew when tables come and go in between."""
-
-DUMPED_TABLES = """
-    select c.oid, nspname, relname from pg_class c join pg_namespace n on n.oid = relnamespace
-    where relkind in ('r', 'p') and relpersistence <> 't' and nspname !~ '^pg_' and nspname <> 'information_schema'
-      and not exists (select from pg_depend d join pg_extension e on e.oid = d.refobjid
-                      where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e'
-                        and not coalesce(c.oid = any(e.extconfig), false))
-    order by c.oid"""
-"""Tables pg_dump locks: its own tables, and of extensions those with configuration data."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +41,11 @@ def open_snapshot(server: Server, *, level: FactsLevel, lock_timeout_seconds: fl
         connection.execute(PINNED)
         connection.execute("select set_config('lock_timeout', %s, false)", (f"{int(lock_timeout_seconds * 1000)}ms",))
         for _attempt in range(ATTEMPTS):
-            wanted = _dumped_tables(connection)
+            wanted = list_tables(connection, kinds="rp")
             if not _begin_with_locks(connection, server, wanted, lock_timeout_seconds):
                 continue
             snapshot_id = one(connection, "select pg_export_snapshot()")[0]
-            if _dumped_tables(connection).keys() <= wanted.keys():
+            if {table.oid for table in list_tables(connection, kinds="rp")} <= {table.oid for table in wanted}:
                 break
             connection.execute("rollback")
         else:
@@ -66,27 +57,20 @@ def open_snapshot(server: Server, *, level: FactsLevel, lock_timeout_seconds: fl
             connection,
             "select oid, pg_database_size(oid) from pg_database where datname = current_database()",
         )
-        yield Snapshot(snapshot_id, read_facts(connection, server.database, (), level), oid, size)
+        yield Snapshot(snapshot_id, read_facts(connection, server.database, level), oid, size)
         connection.execute("rollback")
 
 
-def _dumped_tables(connection: "Connection") -> dict[int, tuple[str, str]]:
-    return {oid: (schema, name) for oid, schema, name in rows(connection, DUMPED_TABLES)}
-
-
-def _begin_with_locks(
-    connection: "Connection", server: Server, tables: dict[int, tuple[str, str]], timeout_seconds: float
-) -> bool:
+def _begin_with_locks(connection: "Connection", server: Server, tables: list[Table], timeout_seconds: float) -> bool:
     """Whether all tables could be locked; not when one of them has gone meanwhile."""
     import psycopg
-    from psycopg.sql import SQL, Identifier
 
     connection.execute("begin isolation level repeatable read, read only")
     if not tables:
         return True
-    names = SQL(", ").join(SQL("only {}").format(Identifier(schema, name)) for schema, name in tables.values())
+    names = b", ".join(b"only " + table.quoted for table in tables)
     try:
-        connection.execute(SQL("lock table {} in access share mode").format(names))
+        connection.execute(b"lock table %b in access share mode" % names)
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.WrongObjectType):
         connection.execute("rollback")
         return False
@@ -105,8 +89,9 @@ def _begin_with_locks(
     return True
 
 
-def _blockers(connection: "Connection", tables: dict[int, tuple[str, str]]) -> str:
+def _blockers(connection: "Connection", tables: list[Table]) -> str:
     """The sessions whose lock excludes a reader, with what they run."""
+    names = {table.oid: f"{table.schema}.{table.name}" for table in tables}
     found = rows(
         connection,
         """select distinct a.pid, coalesce(a.usename, '?'),
@@ -115,12 +100,12 @@ def _blockers(connection: "Connection", tables: dict[int, tuple[str, str]]) -> s
            from pg_locks l join pg_stat_activity a using (pid)
            where l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.relation = any(%s) and l.granted
              and l.database = (select oid from pg_database where datname = current_database())""",
-        (list(tables),),
+        (list(names),),
     )
     if not found:
         return "its blocker is gone by now"
     return "; ".join(
-        f"pid {pid} ({user}, {application}, {state}) holds {'.'.join(tables[relation])} with: {query}"
+        f"pid {pid} ({user}, {application}, {state}) holds {names[relation]} with: {query}"
         for pid, user, application, state, query, relation in found[:5]
     )
 
@@ -140,24 +125,6 @@ def count_in_snapshot(connection: "Connection", snapshot: Snapshot, table_oids: 
 
     ``table_oids`` come from the archive's own table of contents: what is counted is what was dumped.
     """
-    level = snapshot.facts.level
-    named = rows(
-        connection,
-        """select nspname, relname from pg_class c join pg_namespace n on n.oid = relnamespace
-           where c.oid = any(%s) order by 1, 2""",
-        (list(table_oids),),
-    )
-    tables = [count_table(connection, TableFacts(schema, name), level) for schema, name in named]
-    large_objects, large_objects_hash = count_large_objects(connection, level)
-    return replace(
-        snapshot.facts, tables=tuple(tables), large_objects=large_objects, large_objects_hash=large_objects_hash
-    )
-
-
-def present_facts(connection: "Connection", database: str, level: FactsLevel) -> Facts:
-    """The facts of a database as it is now, of every table whose data pg_dump would dump."""
-    with_data = (
-        f"select d.nspname, d.relname from ({DUMPED_TABLES}) d join pg_class c using (oid) where c.relkind = 'r'"
-    )
-    tables = [TableFacts(schema, name) for schema, name in rows(connection, with_data)]
-    return read_copy(connection, database, read_facts(connection, database, tables, level))
+    dumped = set(table_oids)
+    tables = [table for table in list_tables(connection) if table.oid in dumped]
+    return count_all(connection, snapshot.facts, tables)

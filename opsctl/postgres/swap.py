@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from opsctl.errors import RestoreFailed
@@ -58,8 +58,14 @@ def staging_name(database: str, random_hex: str) -> str:
     return f"{cut(database)}__opsctl_{random_hex}"
 
 
-def previous_name(database: str, moment: datetime) -> str:
-    return f"{cut(database)}__before_{moment.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+def previous_name(database: str, moment: datetime, taken: Sequence[str] = ()) -> str:
+    """The name of what is put aside at ``moment``: later than all names ``taken``, because undo takes the latest."""
+    prefix, form = f"{cut(database)}__before_", "%Y%m%dT%H%M%SZ"
+    at = moment.astimezone(UTC)
+    if taken:
+        latest = datetime.strptime(max(taken).removeprefix(prefix), form).replace(tzinfo=UTC)
+        at = max(at, latest + timedelta(seconds=1))
+    return f"{prefix}{at:{form}}"
 
 
 def find_previous(connection: "Connection", database: str) -> list[str]:

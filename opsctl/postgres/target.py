@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opsctl.manifest import DatabaseProperties, TableFacts
-from opsctl.postgres.facts import PINNED, count_table, read_properties
+from opsctl.postgres.facts import PINNED, count_table, list_tables, read_properties
 from opsctl.postgres.server import Server, maybe, one, rows
+from opsctl.postgres.swap import find_previous
 
 if TYPE_CHECKING:
     from opsctl.postgres.server import Connection
@@ -46,6 +47,8 @@ class Target:
     available_extensions: dict[str, str]
     free_bytes: int | None
     live: LiveDatabase | None
+    previous: tuple[str, ...] = ()
+    """What earlier swaps put aside, newest first."""
 
 
 def inspect_target(server: Server, database: str, tables: tuple[TableFacts, ...]) -> Target:
@@ -56,6 +59,7 @@ def inspect_target(server: Server, database: str, tables: tuple[TableFacts, ...]
         extensions = dict(rows(connection, "select name, default_version from pg_available_extensions"))
         free = _free_bytes(connection, server)
         live = _live(connection, server, database, tables)
+        previous = find_previous(connection, database)
     return Target(
         major=info.major,
         may_create_databases=info.may_create_databases,
@@ -64,6 +68,7 @@ def inspect_target(server: Server, database: str, tables: tuple[TableFacts, ...]
         available_extensions=extensions,
         free_bytes=free,
         live=live,
+        previous=tuple(previous),
     )
 
 
@@ -115,15 +120,14 @@ def _count(connection: "Connection", tables: tuple[TableFacts, ...]) -> dict[tup
 
     connection.execute(PINNED)
     connection.execute(f"set statement_timeout = '{COUNT_SECONDS}s'; set lock_timeout = '200ms'")
+    wanted = {(table.schema, table.name) for table in tables}
     counted: dict[tuple[str, str], int | None] = {}
-    for table in tables:
-        try:
-            counted[table.schema, table.name] = count_table(
-                connection, TableFacts(table.schema, table.name), "counts"
-            ).rows
-        except (psycopg.errors.UndefinedTable, psycopg.errors.WrongObjectType):
+    for table in list_tables(connection):
+        if (table.schema, table.name) not in wanted:
             continue
-        except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
+        try:
+            counted[table.schema, table.name] = count_table(connection, table, "counts").rows
+        except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable):
             counted[table.schema, table.name] = None
     return counted
 
