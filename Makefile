@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help setup demo test lint types fmt docs bench build image acceptance clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make the virtual environment and install everything into it
 
@@ -40,9 +40,9 @@ fmt: setup ## format the code
 	$(BIN)/ruff check --fix-only .
 
 docs: setup ## write the generated pages anew
-	$(BIN)/python -m tests.docs.generate
+	$(BIN)/python docs/generate.py
 
-bench: setup ## measure backup and restore against pg_dump
+bench: setup ## measure a backup against pg_dump alone
 	$(BIN)/python bench/run.py
 
 build: setup ## wheel and sdist

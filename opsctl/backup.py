@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opsctl import __version__
-from opsctl.errors import DumpFailed, OpsctlError
+from opsctl.errors import DumpFailed, OpsctlError, Refused
 from opsctl.manifest import Facts, Manifest, StoredFile, backup_id
 from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.facts import FactsLevel
@@ -30,6 +30,9 @@ DUMP = "dump.zst"
 GLOBALS = "globals.sql.zst"
 RESTORE_COMMAND = "zstd --decompress --stdout dump.zst | pg_restore --exit-on-error --dbname=DATABASE"
 LOCK_LOST = "the lock's session was lost during the backup; another run may have begun meanwhile"
+GLOBALS_MISSING = "the roles are not in the backup"
+INCOMPLETE_SIGNS = ("not dumped", "not saved", GLOBALS_MISSING, LOCK_LOST)
+"""What makes a warning more than a remark: something that is missing, as pg_dump and we word it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class BackupPlan:
     facts: FactsLevel = "counts"
     compression: Compression = field(default_factory=Compression)
     lock_timeout_seconds: float = 60
+    exclude_tables: Sequence[str] = ()
+    role_passwords: bool = False
+    expected_server: str | None = None
+    """The system identifier of the server the earlier backups are of; a backup of another one is refused."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class TakenBackup:
     stored_in: tuple[str, ...]
     failures: dict[str, OpsctlError]
     warnings: tuple[str, ...]
+    needs_attention: bool
+    clock_skew_seconds: float
 
 
 def take_backup(
@@ -65,7 +74,10 @@ def take_backup(
     Raises LockHeld, DatabaseUnreachable, ConfigurationError (no pg_dump), RepositoryUnreachable (none could be
     written) and DumpFailed; then nothing of it is left anywhere.
     """
-    binaries = plan.tools.for_dump(plan.server.info.major)  # before any file is made
+    info = plan.server.info
+    skew = (clock() - plan.server.now()).total_seconds()
+    _require_same_server(plan)
+    binaries = plan.tools.for_dump(info.major)  # before any file is made
     with database_lock(
         plan.server, plan.server.database, command="backup", state_path=plan.state_path, now=clock()
     ) as lock:
@@ -73,7 +85,7 @@ def take_backup(
         identifier = backup_id(segment(plan.database), started_at, secrets.token_hex(2))
         uploads = Uploads(plan.repositories, plan.database, identifier)
         try:
-            files, facts, snapshot, warnings = _write_files(plan, binaries, uploads, start_progress)
+            written = _write_files(plan, binaries, uploads, start_progress)
             manifest = Manifest(
                 id=identifier,
                 database=plan.database,
@@ -81,25 +93,44 @@ def take_backup(
                 finished_at=clock(),
                 opsctl_version=__version__,
                 pg_dump_version=binaries.version,
-                server_version=plan.server.info.version,
+                server_version=info.version,
                 host=socket.gethostname(),
-                files=tuple(files),
-                facts=facts,
+                files=tuple(written.files),
+                facts=written.facts,
                 restore_command=RESTORE_COMMAND,
                 compression_level=plan.compression.level,
-                system_identifier=plan.server.info.system_identifier,
-                database_oid=snapshot.database_oid,
-                database_bytes=snapshot.database_bytes,
-                warnings=tuple(warnings),
+                system_identifier=info.system_identifier,
+                database_oid=written.snapshot.database_oid,
+                database_bytes=written.snapshot.database_bytes,
+                excluded_tables=tuple(f"{table.schema}.{table.name}" for table in written.snapshot.without_data),
+                warnings=tuple(written.warnings),
             )
             stored_in = uploads.publish(manifest)
             _outlast_second(started_at, clock)
         except BaseException:
             uploads.abandon()
             raise
+        warnings = list(written.warnings)
         if not lock.is_held():
-            warnings = [*warnings, LOCK_LOST]
-    return TakenBackup(manifest, tuple(stored_in), dict(uploads.failures), tuple(warnings))
+            warnings.append(LOCK_LOST)
+    return TakenBackup(
+        manifest=manifest,
+        stored_in=tuple(stored_in),
+        failures=dict(uploads.failures),
+        warnings=tuple(warnings),
+        needs_attention=any(sign in warning for warning in warnings for sign in INCOMPLETE_SIGNS),
+        clock_skew_seconds=skew,
+    )
+
+
+def _require_same_server(plan: BackupPlan) -> None:
+    found = plan.server.info.system_identifier
+    if plan.expected_server and found and found != plan.expected_server:
+        raise Refused(
+            f"The earlier backups of {plan.database!r} are of another server (system identifier"
+            f" {plan.expected_server}, this one has {found}).",
+            hint="After a move or an upgrade, --new-server accepts it once; else check the database's URL.",
+        )
 
 
 def _outlast_second(started_at: datetime, clock: Callable[[], datetime]) -> None:
@@ -108,16 +139,41 @@ def _outlast_second(started_at: datetime, clock: Callable[[], datetime]) -> None
     time.sleep(max(0.0, min(1.0, (following - clock()).total_seconds())))
 
 
+@dataclass(frozen=True)
+class _Written:
+    files: list[StoredFile]
+    facts: Facts
+    snapshot: Snapshot
+    warnings: list[str]
+
+
 def _write_files(
     plan: BackupPlan, binaries: Binaries, uploads: Uploads, start_progress: Callable[[int], Advance]
-) -> tuple[list[StoredFile], Facts, Snapshot, list[str]]:
-    with open_snapshot(plan.server, level=plan.facts, lock_timeout_seconds=plan.lock_timeout_seconds) as snapshot:
+) -> _Written:
+    with open_snapshot(
+        plan.server,
+        level=plan.facts,
+        lock_timeout_seconds=plan.lock_timeout_seconds,
+        exclude_tables=plan.exclude_tables,
+    ) as snapshot:
         advance = start_progress(snapshot.database_bytes)
         dump, facts, warnings = _dump(plan, binaries, uploads, snapshot, advance)
-    with plan.tools.dump_globals(binaries, plan.server) as child, uploads.file(GLOBALS) as writer:
-        globals_file = store(GLOBALS, child.chunks(), writer, plan.compression, _ignore)
-        _require_success(child, "while dumping the roles")
-    return [dump, globals_file], facts, snapshot, [*warnings, *child.warnings]
+    files = [dump]
+    sql, complaint = _globals(plan, binaries)
+    if complaint is None:
+        with uploads.file(GLOBALS) as writer:
+            files.append(store(GLOBALS, [sql], writer, plan.compression, _ignore))
+    return _Written(files, facts, snapshot, [*snapshot.warnings, *warnings, *([complaint] if complaint else [])])
+
+
+def _globals(plan: BackupPlan, binaries: Binaries) -> tuple[bytes, str | None]:
+    """Roles and tablespaces as SQL, or what kept us from reading them: a login may lack the right to."""
+    passwords = plan.role_passwords and plan.server.info.is_superuser
+    with plan.tools.dump_globals(binaries, plan.server, role_passwords=passwords) as child:
+        sql = b"".join(child.chunks())
+        if child.finish() != 0:
+            return b"", child.failure(DumpFailed, f"({GLOBALS_MISSING})").message
+    return sql, None
 
 
 def _dump(
@@ -126,7 +182,11 @@ def _dump(
     """Dump and count side by side, in the same snapshot; what is counted is what the archive's contents name."""
     with (
         plan.tools.dump(
-            binaries, plan.server, snapshot=snapshot.id, lock_timeout_seconds=plan.lock_timeout_seconds
+            binaries,
+            plan.server,
+            snapshot=snapshot.id,
+            lock_timeout_seconds=plan.lock_timeout_seconds,
+            without_data=[table.quoted for table in snapshot.without_data],
         ) as child,
         plan.tools.list_archive(binaries) as lister,
         join_snapshot(plan.server, snapshot) as connection,

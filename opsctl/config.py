@@ -62,6 +62,7 @@ def _postgres_url(url: SecretStr) -> SecretStr:
 
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 Count = Annotated[int, Field(ge=0)]
+Duration = Annotated[str, Field(pattern=r"^(\d+[ymwdh])+$")]
 
 
 class DatabaseSettings(Settings):
@@ -69,6 +70,10 @@ class DatabaseSettings(Settings):
 
     url: PostgresUrl | None = None
     url_env: str | None = None
+    direct_url: PostgresUrl | None = None
+    replica_urls: tuple[PostgresUrl, ...] = ()
+    all: bool = False
+    exclude: tuple[str, ...] = ()
     password_file: Path | None = None
     password_command: str | None = None
     maintenance_database: str | None = None
@@ -77,11 +82,18 @@ class DatabaseSettings(Settings):
     compression_level: Annotated[int, Field(ge=1, le=22)] = 3
     compression_threads: Annotated[int, Field(ge=0, le=64)] = 0
     lock_timeout_seconds: Annotated[float, Field(gt=0)] = 60
+    exclude_tables: tuple[str, ...] = ()
+    role_passwords: bool = False
+    before_swap: str | None = None
+    after_swap: str | None = None
+    keep_previous: Duration | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatabaseSettings":
         if (self.url is None) == (self.url_env is None):
             raise ValueError("needs either url or url_env")
+        if self.exclude and not self.all:
+            raise ValueError("exclude leaves out databases of all = true; tables are left out with exclude_tables")
         return self
 
 
@@ -94,7 +106,7 @@ class RetentionSettings(Settings):
     keep_weekly: Count | None = None
     keep_monthly: Count | None = None
     keep_yearly: Count | None = None
-    keep_within: Annotated[str, Field(pattern=r"^(\d+[ymwdh])+$")] | None = None
+    keep_within: Duration | None = None
 
 
 class RepositorySettings(Settings):
@@ -186,17 +198,28 @@ class Config:
 
     def database(self, name: str) -> DatabaseSettings:
         """The settings of one database; ConfigurationError names the configured ones."""
+        return self.databases[self._section(name)]
+
+    def is_of_all(self, name: str) -> bool:
+        """Whether ``name`` has no section of its own and is one of the databases of an ``all = true``."""
+        return self._section(name) != name
+
+    def _section(self, name: str) -> str:
+        """The section that ``name`` falls under: its own, else the one with ``all = true`` if there is just one."""
         if not self.databases:
             raise ConfigurationError(
                 "No database is configured.",
                 hint="Set DATABASE_URL=postgresql://user:password@host/database, or write an opsctl.toml.",
             )
-        if name not in self.databases:
-            raise ConfigurationError(
-                f"{self.source}: there is no database {name!r}.",
-                hint=_nearest(name, self.databases) or f"Configured: {', '.join(self.databases)}.",
-            )
-        return self.databases[name]
+        if name in self.databases:
+            return name
+        whole_servers = [section for section, settings in self.databases.items() if settings.all]
+        if len(whole_servers) == 1:
+            return whole_servers[0]
+        raise ConfigurationError(
+            f"{self.source}: there is no database {name!r}.",
+            hint=_nearest(name, self.databases) or f"Configured: {', '.join(self.databases)}.",
+        )
 
     def repositories_of(self, name: str) -> list[str]:
         return list(self.database(name).repositories or self.repositories)
@@ -207,10 +230,11 @@ class Config:
         return url if "://" in url else str((self.folder / Path(url).expanduser()).absolute())
 
     def database_url(self, name: str) -> str:
-        """The database's URL, from ``url`` or the variable that ``url_env`` names."""
+        """The database's URL: ``direct_url``, else ``url`` or the variable that ``url_env`` names."""
         settings = self.database(name)
-        if settings.url is not None:
-            return settings.url.get_secret_value()
+        url = settings.direct_url or settings.url
+        if url is not None:
+            return url.get_secret_value()
         value = self.variables.get(settings.url_env or "")
         if not value:
             raise ConfigurationError(
@@ -222,9 +246,10 @@ class Config:
 
     def password(self, name: str) -> str | None:
         """The password that is not in the URL, from ``password_file`` or ``password_command``; read once."""
-        if name not in self._passwords:
-            self._passwords[name] = self._read_password(name, self.database(name))
-        return self._passwords[name]
+        section = self._section(name)
+        if section not in self._passwords:
+            self._passwords[section] = self._read_password(section, self.databases[section])
+        return self._passwords[section]
 
     def _read_password(self, name: str, settings: DatabaseSettings) -> str | None:
         if settings.password_file is not None:
@@ -281,7 +306,10 @@ class Config:
 
     def secrets(self) -> Iterator[str]:
         """Every secret known so far, for the redactor; passwords as written and percent-decoded."""
-        urls = [settings.url.get_secret_value() for settings in self.databases.values() if settings.url]
+        urls = []
+        for settings in self.databases.values():
+            given = (settings.url, settings.direct_url, *settings.replica_urls)
+            urls += [url.get_secret_value() for url in given if url is not None]
         urls += [self.variables.get(settings.url_env, "") for settings in self.databases.values() if settings.url_env]
         urls += [self.sentry_dsn or "", self.variables.get("DATABASE_URL", "")]
         for url in urls:

@@ -126,6 +126,7 @@ class Manifest:
     system_identifier: str | None = None
     database_oid: int | None = None
     database_bytes: int | None = None
+    excluded_tables: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA

@@ -196,7 +196,8 @@ class Repository:
                 reason = error.message
             except FileNotFoundError:
                 pass  # being removed by another run
-        modified = max((entry.modified_at for entry in entries), default=datetime.fromtimestamp(0, UTC))
+        # A backup that waits for locks has a folder and no file yet.
+        modified = max((entry.modified_at for entry in entries), default=self.storage.modified_at(prefix))
         total = sum(entry.bytes for entry in entries)
         backup = name.removeprefix(".").removesuffix(PARTIAL)
         return Incomplete(self.name, backup, unquote(database), total, modified, reason, prefix.rstrip("/"))

@@ -1,14 +1,17 @@
 """A real server, real databases and the real program for every test; nothing outside this machine, nothing in HOME."""
 
+import hashlib
 import ipaddress
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -324,3 +327,118 @@ def run_opsctl(tmp_path: Path, _source_variables: Mapping[str, str]) -> Iterator
                 pipe.close()
         process.wait()
     _assert_empty(program.home)
+
+
+# What a test looks at
+
+
+@pytest.fixture
+def facts_of() -> Callable[[Database], Any]:
+    """``facts_of(rich)``: rows and content hash of every table, as they are now."""
+    from opsctl.postgres.facts import present_facts
+    from opsctl.postgres.server import Server
+
+    def present(database: Database) -> Any:
+        with Server(database.url).connect() as connection:
+            return present_facts(connection, database.name, "content")
+
+    return present
+
+
+@pytest.fixture
+def databases_like(cluster: Cluster) -> Callable[[Database], list[str]]:
+    """``databases_like(rich)``: every database of the server whose name begins with that database's."""
+
+    def names(database: Database) -> list[str]:
+        query = "SELECT datname FROM pg_database WHERE starts_with(datname, %s) ORDER BY 1"
+        return [name for (name,) in Database(cluster, "postgres").execute(query, database.name)]
+
+    return names
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A backup as it lies in a repository on this disk."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def dump(self) -> Path:
+        return self.folder / "dump.zst"
+
+    @property
+    def manifest(self) -> Any:
+        return json.loads((self.folder / "manifest.json").read_text())
+
+    @property
+    def evidence(self) -> list[Path]:
+        return sorted(self.folder.glob("evidence/*"))
+
+    def rewrite(self, **changes: Any) -> None:
+        """Change the manifest behind opsctl's back."""
+        (self.folder / "manifest.json").write_text(json.dumps({**self.manifest, **changes}))
+
+    def copy(self, taken_at: datetime, *, repository: Path | None = None, **changes: Any) -> "Stored":
+        """The same backup, as if it had been taken at another time (and in another repository)."""
+        database = self.manifest["database"]
+        identifier = f"{database}-{taken_at:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:4]}"
+        root = repository or self.folder.parents[1]
+        other = Stored(root / self.folder.parent.name / identifier)
+        shutil.copytree(self.folder, other.folder, ignore=shutil.ignore_patterns("evidence", "pin"))
+        at = taken_at.isoformat().replace("+00:00", "Z")
+        other.rewrite(**{"id": identifier, "started_at": at, "finished_at": at, **changes})
+        return other
+
+    def replace_dump(self, plain: bytes) -> None:
+        """Other bytes in place of the dump, with every digest in the manifest made to fit."""
+        import zstandard
+
+        data = zstandard.ZstdCompressor(level=1, write_checksum=True).compress(plain)
+        self.dump.write_bytes(data)
+        digests = {"sha256": hashlib.sha256(data).hexdigest(), "plain_sha256": hashlib.sha256(plain).hexdigest()}
+        dump = {"name": "dump.zst", "bytes": len(plain), "stored_bytes": len(data), **digests}
+        self.rewrite(files=[dump if each["name"] == "dump.zst" else each for each in self.manifest["files"]])
+
+    def plain_dump(self) -> bytes:
+        """What the dump decompresses to."""
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompressobj().decompress(self.dump.read_bytes())
+
+
+def _only_backup(repository: Path) -> Stored:
+    (manifest,) = repository.glob("*/*/manifest.json")
+    return Stored(manifest.parent)
+
+
+@pytest.fixture
+def only_backup() -> Callable[[Path], Stored]:
+    """``only_backup(folder)``: the one backup of a repository."""
+    return _only_backup
+
+
+@pytest.fixture(scope="session")
+def _stored_template(
+    cluster: Cluster,
+    _rich_template: str,
+    _source_variables: Mapping[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A repository with one backup of a rich database that is gone by now."""
+    program = Opsctl(tmp_path_factory.mktemp("stored"), _source_variables)
+    program.work.mkdir()
+    with _new_database(cluster, "gone", _rich_template) as database:
+        run = program("backup", "--json", url=database.url)
+    assert run.returncode == 0, run
+    return program.work / "backups"
+
+
+@pytest.fixture
+def stored(run_opsctl: Opsctl, _stored_template: Path) -> Stored:
+    """One backup of everything rich_schema.sql holds, in ``./backups``; its database does not exist any more."""
+    shutil.copytree(_stored_template, run_opsctl.work / "backups")
+    return _only_backup(run_opsctl.work / "backups")

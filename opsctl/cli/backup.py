@@ -8,6 +8,7 @@ from opsctl.errors import ExitCode, OpsctlError
 if TYPE_CHECKING:
     from opsctl.backup import TakenBackup
     from opsctl.cli.session import Session
+    from opsctl.manifest import Manifest
     from opsctl.prune import Line, Pruned
 
 Databases = Annotated[
@@ -15,7 +16,14 @@ Databases = Annotated[
 ]
 
 
-def backup(session: "Session", databases: Databases = None) -> Outcome:
+NewServer = Annotated[
+    bool, typer.Option("--new-server", help="Accept that the server is another one than that of the earlier backups.")
+]
+MAX_CLOCK_SKEW_SECONDS = 300
+"""With clocks further apart than this, a backup's age means nothing, and nothing is pruned by it."""
+
+
+def backup(session: "Session", databases: Databases = None, new_server: NewServer = False) -> Outcome:
     """Take a backup of each database and apply the retention.
 
     Every database has its own outcome: one that fails stops no other.
@@ -30,7 +38,7 @@ def backup(session: "Session", databases: Databases = None) -> Outcome:
     attention = False
     for name in names:
         try:
-            taken = _take(session, name)
+            taken = _take(session, name, new_server=new_server)
         except OpsctlError as error:
             if len(names) > 1:
                 session.log().error("backup.failed", database=name, code=error.code, message=error.message)
@@ -40,11 +48,11 @@ def backup(session: "Session", databases: Databases = None) -> Outcome:
             continue
         results.append(_success(taken))
         text += _described(taken)
-        rotation = _rotate(session, name)
+        rotation = _rotate(session, name, taken.clock_skew_seconds)
         pruned += rotation.removed
         text += [f"  pruned {line.id} from {line.repository}" for line in rotation.removed]
         text += [f"  could not prune {identifier}: {error.message}" for identifier, error in rotation.failures.items()]
-        attention = attention or bool(taken.failures or rotation.failures or taken.warnings)
+        attention = attention or bool(taken.failures or rotation.failures or taken.needs_attention)
     result = {"backups": results, "pruned": [{"id": line.id, "repository": line.repository} for line in pruned]}
     fields: dict[str, Any] = {"database": ",".join(names)}
     if len(results) == 1 and not errors:
@@ -55,13 +63,13 @@ def backup(session: "Session", databases: Databases = None) -> Outcome:
     return Outcome(result, text, code, fields=fields)
 
 
-def _take(session: "Session", name: str) -> "TakenBackup":
+def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
     from opsctl.backup import BackupPlan, take_backup
     from opsctl.stream import Compression
 
     settings = session.config.database(name)
     repositories = session.repositories_of(name)
-    previous = _previous_bytes(session, name)
+    previous = _newest(session, name)
     plan = BackupPlan(
         server=session.server(name),
         database=name,
@@ -71,12 +79,16 @@ def _take(session: "Session", name: str) -> "TakenBackup":
         facts=settings.facts,
         compression=Compression(settings.compression_level, settings.compression_threads),
         lock_timeout_seconds=settings.lock_timeout_seconds,
+        exclude_tables=settings.exclude_tables,
+        role_passwords=settings.role_passwords,
+        expected_server=previous.system_identifier if previous and not new_server else None,
     )
+    estimate = previous.dump.bytes if previous else None
     try:
         taken = take_backup(
             plan,
             clock=session.clock,
-            start_progress=lambda database_bytes: session.progress(f"Backing up {name}", previous or database_bytes),
+            start_progress=lambda database_bytes: session.progress(f"Backing up {name}", estimate or database_bytes),
         )
     finally:
         session.output.stop_progress()
@@ -87,22 +99,26 @@ def _take(session: "Session", name: str) -> "TakenBackup":
     return taken
 
 
-def _previous_bytes(session: "Session", name: str) -> int | None:
-    """What the newest backup of this database came to: the best estimate of this one."""
+def _newest(session: "Session", name: str) -> "Manifest | None":
+    """The newest backup of this database: its size is the best estimate, its server the one to expect."""
     from opsctl.repository import read_all
 
     try:
         backups = read_all(session.repositories_of(name), [name]).backups
     except OpsctlError:
         return None  # the backup itself will say what is wrong
-    return backups[0].manifest.dump.bytes if backups else None
+    return backups[0].manifest if backups else None
 
 
-def _rotate(session: "Session", name: str) -> "Pruned":
+def _rotate(session: "Session", name: str, clock_skew_seconds: float) -> "Pruned":
     """Apply each repository's retention to this database; rotation never fails a backup that was taken."""
     from opsctl.prune import Pruned, execute, plan
 
     failures: dict[str, OpsctlError] = {}
+    if abs(clock_skew_seconds) > MAX_CLOCK_SKEW_SECONDS:
+        message = f"this host's clock and the server's are {abs(clock_skew_seconds):.0f} s apart; nothing was pruned"
+        session.log().error("clock.skew", database=name, message=message)
+        return Pruned((), {"anything": OpsctlError(message, hint="Set both clocks by NTP.")})
     catalogs = {}
     repositories = session.repositories_of(name)
     for repository in repositories:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,10 +95,28 @@ class Session:
 
     def database_names(self, wanted: list[str] | None) -> list[str]:
         """The configured databases that were named, or all of them. Raises ConfigurationError."""
-        names = wanted or list(self.config.databases)
-        for name in names or [""]:
-            self.config.database(name)
+        names: list[str] = []
+        for name in wanted or list(self.config.databases) or [""]:
+            if self.config.database(name).all and not self.config.is_of_all(name):
+                names += self._databases_of_server(name)
+            else:
+                names.append(name)
         return list(dict.fromkeys(names))
+
+    def _databases_of_server(self, section: str) -> list[str]:
+        """Every database of a section with ``all = true``; the section itself when its server does not answer.
+
+        That one then fails like any other database, without stopping the others.
+        """
+        from opsctl.postgres.server import list_databases
+        from opsctl.postgres.swap import is_ours
+
+        excluded = self.config.database(section).exclude
+        try:
+            found = list_databases(self.server(section))
+        except OpsctlError:
+            return [section]
+        return [name for name in found if not is_ours(name) and not any(fnmatchcase(name, each) for each in excluded)]
 
     def server(self, database: str) -> "Server":
         from opsctl.postgres.server import Server
@@ -106,7 +125,10 @@ class Session:
         password = self.config.password(database)
         self.redactor.add(self.config.secrets())
         return Server(
-            self.config.database_url(database), password=password, maintenance_database=settings.maintenance_database
+            self.config.database_url(database),
+            database=database if self.config.is_of_all(database) else None,
+            password=password,
+            maintenance_database=settings.maintenance_database,
         )
 
     @cached_property

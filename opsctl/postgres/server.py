@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +68,18 @@ class ServerInfo:
 class Server:
     """A server, and the one database on it that is looked after.
 
-    ``url`` is a libpq URL; ``password`` one that is not in it. No connection is opened before it is needed.
+    ``url`` is a libpq URL; ``database`` and ``password`` win over what is in it. No connection is opened before it is
+    needed.
     """
 
-    def __init__(self, url: str, *, password: str | None = None, maintenance_database: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        database: str | None = None,
+        password: str | None = None,
+        maintenance_database: str | None = None,
+    ) -> None:
         from psycopg import ProgrammingError
         from psycopg.conninfo import conninfo_to_dict
 
@@ -84,6 +93,8 @@ class Server:
             ) from None
         if password is not None:
             params["password"] = password
+        if database is not None:
+            params["dbname"] = database
         self.parameters: Mapping[str, str] = params
         self.database = params.get("dbname") or os.environ.get("PGDATABASE") or params.get("user") or "postgres"
         self._maintenance_database = maintenance_database
@@ -171,6 +182,19 @@ class Server:
             identifier = maybe(connection, "select system_identifier::text from pg_control_system()")
         version, number, user, superuser, creates, standby = row
         return ServerInfo(version, number, user, superuser, creates, standby, identifier)
+
+    def now(self) -> datetime:
+        """The server's clock."""
+        with self.connect(self.maintenance_database) as connection:
+            moment: datetime = one(connection, "select clock_timestamp()")[0]
+            return moment
+
+
+def list_databases(server: Server) -> list[str]:
+    """The databases of a server that hold somebody's data: no templates, none closed to everybody."""
+    query = "select datname from pg_database where datallowconn and not datistemplate order by datname"
+    with server.connect(server.maintenance_database) as connection:
+        return [row[0] for row in rows(connection, query)]
 
 
 def _prepare(connection: "Connection") -> None:

@@ -7,6 +7,7 @@ TRUNCATE and table rewrites. Locking is a utility statement, so the snapshot com
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from opsctl.errors import DumpFailed, LockHeld
@@ -29,12 +30,17 @@ class Snapshot:
     facts: Facts
     database_oid: int
     database_bytes: int
+    without_data: tuple[Table, ...]
+    warnings: tuple[str, ...]
 
 
 @contextmanager
-def open_snapshot(server: Server, *, level: FactsLevel, lock_timeout_seconds: float) -> Iterator[Snapshot]:
+def open_snapshot(
+    server: Server, *, level: FactsLevel, lock_timeout_seconds: float, exclude_tables: Sequence[str] = ()
+) -> Iterator[Snapshot]:
     """Lock all tables, export a snapshot and read the facts that are cheap; the session ends with the context.
 
+    ``exclude_tables`` are names or patterns of tables whose data will stay out (``audit``, ``public.log_*``).
     Raises LockHeld with the blocking sessions and their queries when a table's lock is not had in time.
     """
     with server.connect(application_name="opsctl snapshot", lasting=True) as connection:
@@ -57,8 +63,32 @@ def open_snapshot(server: Server, *, level: FactsLevel, lock_timeout_seconds: fl
             connection,
             "select oid, pg_database_size(oid) from pg_database where datname = current_database()",
         )
-        yield Snapshot(snapshot_id, read_facts(connection, server.database, level), oid, size)
+        facts = read_facts(connection, server.database, level)
+        excluded, warnings = _excluded(connection, wanted, exclude_tables)
+        yield Snapshot(snapshot_id, facts, oid, size, tuple(excluded), tuple(warnings))
         connection.execute("rollback")
+
+
+def _excluded(connection: "Connection", tables: list[Table], patterns: Sequence[str]) -> tuple[list[Table], list[str]]:
+    """The tables the patterns mean, with the partitions of those; and a warning for each that means none."""
+    chosen: set[int] = set()
+    warnings = []
+    for pattern in patterns:
+        found = {t.oid for t in tables if fnmatchcase(f"{t.schema}.{t.name}" if "." in pattern else t.name, pattern)}
+        chosen |= found
+        if not found:
+            warnings.append(f"exclude_tables: {pattern!r} means no table")
+    partitions = rows(
+        connection,
+        """with recursive part(oid) as (
+               select unnest(%s::oid[]) union
+               select inhrelid from pg_inherits join part on inhparent = part.oid join pg_class c on c.oid = inhrelid
+               where c.relispartition)
+           select oid from part""",
+        (list(chosen),),
+    )
+    chosen |= {oid for (oid,) in partitions}
+    return [table for table in tables if table.oid in chosen], warnings
 
 
 def _begin_with_locks(connection: "Connection", server: Server, tables: list[Table], timeout_seconds: float) -> bool:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from opsctl.postgres.server import Connection
 
 NAME_BYTES = 63
+STAGING_SUFFIX = "__opsctl_[0-9a-f]{8}"
+PREVIOUS_SUFFIX = r"__before_\d{8}T\d{6}Z"
 SUFFIX_BYTES = len("__before_20260101T000000Z")
 SWAP_SECONDS = 15
 """What bounds the swap's transaction. The rename itself waits up to 5 seconds for the other sessions to leave."""
@@ -68,14 +70,19 @@ def previous_name(database: str, moment: datetime, taken: Sequence[str] = ()) ->
     return f"{prefix}{at:{form}}"
 
 
+def is_ours(name: str) -> bool:
+    """Whether a database is one that opsctl made: a staging database, or one put aside."""
+    return re.search(f"({STAGING_SUFFIX}|{PREVIOUS_SUFFIX})$", name) is not None
+
+
 def find_previous(connection: "Connection", database: str) -> list[str]:
     """The databases that swaps of ``database`` put aside, newest first."""
-    return sorted(_matching(connection, database, r"__before_\d{8}T\d{6}Z"), reverse=True)
+    return sorted(_matching(connection, database, PREVIOUS_SUFFIX), reverse=True)
 
 
 def find_staging(connection: "Connection", database: str) -> list[str]:
     """Staging databases of ``database``; to whoever holds its lock they are leftovers."""
-    return _matching(connection, database, "__opsctl_[0-9a-f]{8}")
+    return _matching(connection, database, STAGING_SUFFIX)
 
 
 def _matching(connection: "Connection", database: str, suffix: str) -> list[str]:

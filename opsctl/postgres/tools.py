@@ -62,19 +62,31 @@ class Tools:
 
     @contextmanager
     def dump(
-        self, binaries: Binaries, server: Server, *, snapshot: str, lock_timeout_seconds: float
+        self,
+        binaries: Binaries,
+        server: Server,
+        *,
+        snapshot: str,
+        lock_timeout_seconds: float,
+        without_data: Sequence[bytes] = (),
     ) -> Iterator["Child"]:
-        """pg_dump's custom format, uncompressed, of one snapshot; read ``child.stdout``, then ``child.finish()``."""
+        """pg_dump's custom format, uncompressed, of one snapshot; read ``child.stdout``, then ``child.finish()``.
+
+        ``without_data`` are quoted names of tables whose rows stay out. Excluding the tables themselves could leave
+        views that do not restore.
+        """
         arguments: list[str | Path] = [binaries.path("pg_dump"), "--format=custom", "--compress=0", "--no-password"]
         arguments += [f"--snapshot={snapshot}", f"--lock-wait-timeout={int(lock_timeout_seconds * 1000)}"]
         arguments += [f"--dbname={server.public_conninfo()}"]
+        arguments += [f"--exclude-table-data={os.fsdecode(quoted)}" for quoted in without_data]
         with self._start(arguments, password=server.password, stdin=subprocess.DEVNULL) as child:
             yield child
 
     @contextmanager
-    def dump_globals(self, binaries: Binaries, server: Server) -> Iterator["Child"]:
-        """Roles, memberships and tablespaces as SQL, without the roles' passwords."""
-        arguments: list[str | Path] = [binaries.path("pg_dumpall"), "--globals-only", "--no-role-passwords"]
+    def dump_globals(self, binaries: Binaries, server: Server, *, role_passwords: bool) -> Iterator["Child"]:
+        """Roles, memberships and tablespaces as SQL; password hashes only a superuser may read."""
+        arguments: list[str | Path] = [binaries.path("pg_dumpall"), "--globals-only"]
+        arguments += [] if role_passwords else ["--no-role-passwords"]
         arguments += ["--no-password", f"--dbname={server.public_conninfo(server.maintenance_database)}"]
         with self._start(arguments, password=server.password, stdin=subprocess.DEVNULL) as child:
             yield child

@@ -47,7 +47,12 @@ class LocalStorage:
         with self._mapped("create"):
             if self.root.is_dir():
                 return False
-            self.root.mkdir(mode=0o700, parents=True)
+            try:
+                self.root.mkdir(mode=0o700, parents=True)
+            except FileExistsError:
+                if self.root.is_dir():
+                    return False  # another run was faster
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
             return True
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
@@ -78,6 +83,14 @@ class LocalStorage:
                 )
             except FileNotFoundError:
                 return []
+
+    def modified_at(self, prefix: str) -> datetime:
+        """When a file last came to or went from a folder; the epoch when it is gone."""
+        with self._mapped("list"):
+            try:
+                return datetime.fromtimestamp((self.root / prefix).stat().st_mtime, UTC)
+            except FileNotFoundError:
+                return datetime.fromtimestamp(0, UTC)
 
     def open(self, key: str) -> BinaryIO:
         """A stored file for reading. Raises FileNotFoundError when there is none."""
