@@ -18,6 +18,7 @@ from opsctl.postgres.facts import FactsLevel
 from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server
 from opsctl.postgres.snapshot import Snapshot, count_in_snapshot, join_snapshot, open_snapshot
+from opsctl.postgres.swap import remove_leftovers
 from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables
 from opsctl.repository import Repository, segment
 from opsctl.stream import Advance, Compression, store
@@ -81,6 +82,7 @@ def take_backup(
     with database_lock(
         plan.server, plan.server.database, command="backup", state_path=plan.state_path, now=clock()
     ) as lock:
+        remove_leftovers(plan.server, plan.server.database)
         started_at = clock()
         identifier = backup_id(segment(plan.database), started_at, secrets.token_hex(2))
         uploads = Uploads(plan.repositories, plan.database, identifier)

@@ -52,6 +52,7 @@ def _postgres_url(url: SecretStr) -> SecretStr:
     text = f"postgresql://{rest}"
     try:
         unescaped = authority.count("@") > 1 or "#" in userinfo or "/" in userinfo
+        unescaped |= bool(authority) and "@" not in authority and "@" in rest.partition("/")[0]  # a "?" in it
         _ = urlsplit(text).port if "," not in authority else None
     except ValueError:
         unescaped = True
@@ -241,8 +242,7 @@ class Config:
                 f"{self.source}: databases.{name}.url_env names {settings.url_env}, which is not set.",
                 hint=f"Set {settings.url_env} in the environment or in .env.",
             )
-        checked = _validated(DatabaseSettings, {"url": value}, where=str(settings.url_env))
-        return checked.url.get_secret_value() if checked.url else value
+        return checked_url(value, where=str(settings.url_env))
 
     def password(self, name: str) -> str | None:
         """The password that is not in the URL, from ``password_file`` or ``password_command``; read once."""
@@ -329,6 +329,12 @@ def url_secrets(url: str) -> Iterator[str]:
     if secret:
         yield secret
         yield unquote(secret)
+
+
+def checked_url(url: str, *, where: str) -> str:
+    """A PostgreSQL URL from outside the file, as libpq reads it. Raises ConfigurationError that does not show it."""
+    checked = _validated(DatabaseSettings, {"url": url}, where=where)
+    return checked.url.get_secret_value() if checked.url else url
 
 
 def environment_dsn() -> str | None:

@@ -69,6 +69,15 @@ class DatabaseProperties:
 
 
 @dataclass(frozen=True)
+class OwnedObjects:
+    """What one role owns: how many objects, and the names of the first few."""
+
+    role: str
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Facts:
     """What was true in the very snapshot that was dumped."""
 
@@ -80,6 +89,8 @@ class Facts:
     database: DatabaseProperties
     large_objects: int | None = None
     large_objects_hash: str | None = None
+    owners: tuple[OwnedObjects, ...] = ()
+    superuser_objects: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int | None:

@@ -1,7 +1,6 @@
 """`list`, `show`, `export`, `pin` and `unpin`: what the repositories hold, and what is no backup."""
 
 import json
-import os
 import shutil
 import stat
 from datetime import UTC, datetime, timedelta
@@ -301,10 +300,10 @@ def test_pin_and_unpin(run_opsctl, stored):
 def test_manifest_stays_as_it_was_written(run_opsctl, stored):
     """Pins and evidence are objects of their own: nothing ever rewrites a manifest."""
     before = (stored.folder / "manifest.json").read_bytes()
-    status = os.stat(stored.folder / "manifest.json")
+    status = (stored.folder / "manifest.json").stat()
     run_opsctl("pin", "latest")
     run_opsctl("verify")
 
     assert (stored.folder / "manifest.json").read_bytes() == before
-    assert os.stat(stored.folder / "manifest.json").st_mtime_ns == status.st_mtime_ns
+    assert (stored.folder / "manifest.json").stat().st_mtime_ns == status.st_mtime_ns
     assert parse_manifest(before, where="here").id == stored.id

@@ -52,6 +52,8 @@ def backup(session: "Session", databases: Databases = None, new_server: NewServe
         pruned += rotation.removed
         text += [f"  pruned {line.id} from {line.repository}" for line in rotation.removed]
         text += [f"  could not prune {identifier}: {error.message}" for identifier, error in rotation.failures.items()]
+        forgotten = _forget(session, name)
+        text += [f"  dropped {each}, put aside by a restore (keep_previous)" for each in forgotten]
         attention = attention or bool(taken.failures or rotation.failures or taken.needs_attention)
     result = {"backups": results, "pruned": [{"id": line.id, "repository": line.repository} for line in pruned]}
     fields: dict[str, Any] = {"database": ",".join(names)}
@@ -128,6 +130,24 @@ def _rotate(session: "Session", name: str, clock_skew_seconds: float) -> "Pruned
             failures[repository.name] = error
     pruned = execute(plan(catalogs, session.policies, now=session.clock(), databases=[name]), repositories)
     return Pruned(pruned.removed, {**failures, **pruned.failures})
+
+
+def _forget(session: "Session", name: str) -> list[str]:
+    """Drop the databases that restores put aside longer ago than ``keep_previous``."""
+    from opsctl.cli.undo import undo_of
+    from opsctl.errors import Refused
+    from opsctl.retention import parse_duration
+
+    keep = session.config.database(name).keep_previous
+    if keep is None:
+        return []
+    try:
+        return undo_of(session, name).forget(clock=session.clock, older_than=parse_duration(keep))
+    except Refused:
+        return []  # nothing was put aside
+    except OpsctlError as error:
+        session.log().warning("forget.failed", database=name, message=error.message)
+        return []
 
 
 def _success(taken: "TakenBackup") -> dict[str, Any]:

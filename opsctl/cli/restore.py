@@ -4,15 +4,18 @@ import typer
 
 from opsctl.cli.catalog import choose_backup, read_catalog, readable_copy
 from opsctl.cli.output import Outcome, age, duration, size
+from opsctl.cli.roles import create_missing_roles
+from opsctl.cli.undo import forget, undo_restore
 from opsctl.errors import ExitCode, NoSuchBackup, Refused, UsageError
-from opsctl.manifest import format_time
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from opsctl.cli.session import Session
+    from opsctl.postgres.server import Server
     from opsctl.repository import Backup
-    from opsctl.restore import Restore, Restored, RestorePlan, Undo
+    from opsctl.restore import Restore, Restored
+    from opsctl.restore_plan import RestoreOptions, RestorePlan
 
 OptionalBackupId = Annotated[
     str | None,
@@ -37,15 +40,39 @@ YesOption = Annotated[
 ]
 
 
+ToOption = Annotated[
+    str | None, typer.Option("--to", metavar="URL", help="Restore on another server, as the database this URL names.")
+]
+InPlaceOption = Annotated[
+    bool, typer.Option("--in-place", help="Overwrite the live database in one transaction. There is no undo.")
+]
+GlobalsOption = Annotated[
+    bool, typer.Option("--globals", help="Create the roles of the backup that are missing, and nothing else.")
+]
+NoOwnerOption = Annotated[bool, typer.Option("--no-owner", help="Leave every object to the login that restores.")]
+NoPrivilegesOption = Annotated[bool, typer.Option("--no-privileges", help="Restore no grants.")]
+RoleOption = Annotated[str | None, typer.Option("--role", metavar="ROLE", help="Restore as this role (SET ROLE).")]
+AcceptDiskOption = Annotated[
+    bool, typer.Option("--accept-unknown-disk", help="Go on although the server's free disk cannot be seen.")
+]
+
+
 def restore(
     session: "Session",
     backup_id: OptionalBackupId = None,
     before: BeforeOption = None,
     into: IntoOption = None,
+    to: ToOption = None,
     plan: PlanOption = False,
     undo: UndoOption = False,
     forget_previous: ForgetOption = False,
+    restore_globals: GlobalsOption = False,
+    in_place: InPlaceOption = False,
+    no_owner: NoOwnerOption = False,
+    no_privileges: NoPrivilegesOption = False,
+    role: RoleOption = None,
     jobs: JobsOption = 1,
+    accept_unknown_disk: AcceptDiskOption = False,
     yes: YesOption = None,
 ) -> Outcome:
     """Restore a backup: into a staging database, checked, then swapped with the live one in one transaction.
@@ -54,14 +81,28 @@ def restore(
 
     Example: [bold]opsctl restore latest --plan[/bold]
     """
-    if undo and forget_previous:
-        raise UsageError("--undo and --forget-previous exclude each other.")
+    from opsctl.restore_plan import RestoreOptions
+
+    if sum((undo, forget_previous, restore_globals, in_place, into is not None)) > 1:
+        raise UsageError("--undo, --forget-previous, --globals, --in-place and --into exclude each other.")
     if undo or forget_previous:
-        if into or before or plan:
-            raise UsageError("--undo and --forget-previous take no --into, --before or --plan.")
-        return (_undo if undo else _forget)(session, backup_id, yes)
+        if before or plan or to:
+            raise UsageError("--undo and --forget-previous take no --before, --plan or --to.")
+        return (undo_restore if undo else forget)(session, backup_id, yes)
     backup = _chosen(session, backup_id, before)
-    wanted = _asked_for(session, backup, into, jobs)
+    server = session.server_at(to) if to else session.server(backup.database)
+    if restore_globals:
+        return create_missing_roles(session, backup, server, plan_only=plan)
+    options = RestoreOptions(
+        into=into is not None,
+        in_place=in_place,
+        no_owner=no_owner,
+        no_privileges=no_privileges,
+        role=role,
+        jobs=jobs,
+        accept_unknown_disk=accept_unknown_disk,
+    )
+    wanted = _asked_for(session, backup, server, into, options)
     planned = wanted.plan(session.clock())
     fields = {"backup_id": backup.id, "database": wanted.database}
     if plan:
@@ -71,8 +112,8 @@ def restore(
     if planned.blockers:
         error = Refused(f"The restore would not work: {planned.blockers[0]}.", hint="Nothing was changed.")
         return Outcome(_result(planned, None), error=error, fields=fields)
-    if planned.swaps:
-        session.confirm(backup.database, yes, doing="the restore")
+    if planned.replaces:
+        session.confirm(server.database if to else backup.database, yes, doing="the restore")
     planned, restored = wanted.execute(
         clock=session.clock,
         start_progress=lambda doing, total: session.progress(f"{doing.capitalize()} {wanted.database}", total),
@@ -106,11 +147,12 @@ def _chosen(session: "Session", backup_id: str | None, before: str | None) -> "B
     return backups[int(answer) - 1]
 
 
-def _asked_for(session: "Session", backup: "Backup", into: str | None, jobs: int) -> "Restore":
+def _asked_for(
+    session: "Session", backup: "Backup", server: "Server", into: str | None, options: "RestoreOptions"
+) -> "Restore":
     from opsctl.restore import Restore
 
     repository, copy = readable_copy(session, backup)
-    server = session.server(backup.database)
     if into == server.database:
         raise UsageError(f"--into {into} is the live database.", hint="Leave --into out to replace it, with undo.")
     return Restore(
@@ -118,10 +160,10 @@ def _asked_for(session: "Session", backup: "Backup", into: str | None, jobs: int
         repository=repository,
         server=server,
         database=into or server.database,
-        into=into is not None,
+        options=options,
         tools=session.tools,
         state_path=session.config.state_path,
-        jobs=jobs,
+        swap_settings=session.swap_settings(backup.database),
     )
 
 
@@ -142,8 +184,10 @@ def _plan_text(planned: "RestorePlan") -> list["RenderableType"]:
     if planned.swaps:
         table.add_row("Replaces", f"{planned.database}, which is kept as {planned.previous_database}")
         table.add_row("Sessions", f"{planned.sessions} of the live database will be ended at the swap")
+    elif planned.mode == "in_place":
+        table.add_row("Overwrites", f"{planned.database}, in one transaction, with {planned.sessions} sessions in it")
     else:
-        table.add_row("Creates", f"database {planned.database}")
+        table.add_row("Fills" if planned.mode == "fill" else "Creates", f"database {planned.database}")
     free = size(planned.free_bytes) if planned.free_bytes is not None else "unknown"
     table.add_row("Disk", f"needs about {size(planned.database_bytes)}, free {free}")
     for loss in planned.losses:
@@ -168,66 +212,18 @@ def _restored_text(restored: "Restored", name: str) -> list["RenderableType"]:
     return lines
 
 
-def _result(planned: "RestorePlan | None", restored: "Restored | None") -> dict[str, Any]:
+def _result(planned: "RestorePlan", restored: "Restored | None") -> dict[str, Any]:
     from dataclasses import asdict
 
     from opsctl.telemetry.redact import jsonable
 
-    plan = None
-    if planned is not None:
-        plan = {**jsonable(asdict(planned)), "would_work": planned.would_work}
     return {
-        "backup_id": planned.backup_id if planned else None,
-        "database": restored.database if restored else planned.database if planned else None,
+        "backup_id": planned.backup_id,
+        "database": planned.database,
         "previous_database": restored.previous_database if restored else None,
         "swapped": restored.swapped if restored else False,
         "outage_seconds": restored.outage_seconds if restored else None,
         "evidence": restored.evidence if restored else None,
         "warnings": list(restored.warnings) if restored else [],
-        "plan": plan,
+        "plan": {**jsonable(asdict(planned)), "would_work": planned.would_work},
     }
-
-
-def _one_database(session: "Session", named: str | None) -> str:
-    """The database an undo is about: the only one configured, or the one that was named."""
-    names = session.database_names([named] if named else None)
-    if len(names) > 1:
-        raise UsageError("There are several databases.", hint=f"Name one: {', '.join(names)}.")
-    return names[0]
-
-
-def _undo_of(session: "Session", name: str) -> "Undo":
-    from opsctl.restore import Undo
-
-    server = session.server(name)
-    return Undo(server=server, database=server.database, state_path=session.config.state_path)
-
-
-def _undo(session: "Session", named: str | None, yes: str | None) -> Outcome:
-    from opsctl.restore import require_previous
-
-    name = _one_database(session, named)
-    undo = _undo_of(session, name)
-    back = require_previous(undo.previous(), name)[0]
-    session.output.show(f"Undo: {back} becomes {undo.database} again; the one in its place now is kept aside.")
-    session.confirm(name, yes, doing="the undo")
-    restored = undo.execute(clock=session.clock)
-    text = [
-        f"Undone: {restored.database} is again what was {back}.",
-        f"  clients waited {duration(restored.outage_seconds or 0)}",
-        f"  the undone database is kept as {restored.previous_database}",
-    ]
-    return Outcome(_result(None, restored), text, fields={"database": name})
-
-
-def _forget(session: "Session", named: str | None, yes: str | None) -> Outcome:
-    from opsctl.restore import require_previous
-
-    name = _one_database(session, named)
-    undo = _undo_of(session, name)
-    previous = require_previous(undo.previous(), name)
-    session.output.show(f"Drop for ever: {', '.join(previous)}")
-    session.confirm(name, yes, doing="forgetting the previous databases")
-    dropped = undo.forget(clock=session.clock)
-    result = {"database": name, "forgotten": dropped, "forgotten_at": format_time(session.clock())}
-    return Outcome(result, [f"Dropped {each}." for each in dropped], fields={"database": name})

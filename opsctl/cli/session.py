@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from opsctl.postgres.server import Server
     from opsctl.postgres.tools import Tools
     from opsctl.repository import Repository
+    from opsctl.restore import SwapSettings
     from opsctl.retention import Policy
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The configuration file.", show_default=False)]
@@ -40,6 +41,8 @@ COMMON = {
 
 NOT_REPORTED = frozenset({ExitCode.USAGE, ExitCode.REFUSED, ExitCode.INTERRUPTED})
 """What is no failure of a backup or a server, hence no business of Sentry."""
+
+RUN_AGAIN = "What was begun is cleaned up; run it again."
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,25 @@ class Session:
             password=password,
             maintenance_database=settings.maintenance_database,
         )
+
+    def server_at(self, url: str) -> "Server":
+        """A server that is not configured, by its URL; its password is a secret from here on."""
+        from opsctl.config import checked_url, url_secrets
+        from opsctl.postgres.server import Server
+
+        self.redactor.add(url_secrets(url))
+        return Server(checked_url(url, where="--to"))
+
+    def swap_settings(self, database: str) -> "SwapSettings":
+        """The hooks around a swap of this database, and its standbys."""
+        from opsctl.postgres.server import Server
+        from opsctl.restore import SwapSettings
+
+        settings = self.config.database(database)
+        replicas = [
+            Server(url.get_secret_value(), password=self.config.password(database)) for url in settings.replica_urls
+        ]
+        return SwapSettings(settings.before_swap, settings.after_swap, replicas)
 
     @cached_property
     def repositories(self) -> dict[str, "Repository"]:
@@ -227,8 +249,8 @@ def run_command(name: str, body: Body, options: Options, arguments: dict[str, An
         outcome = body(session, **arguments)
     except OpsctlError as error:
         outcome = Outcome(None, error=error)
-    except KeyboardInterrupt:
-        outcome = Outcome(None, error=Interrupted("Interrupted.", exit_code=ExitCode.INTERRUPTED))
+    except KeyboardInterrupt as error:
+        outcome = Outcome(None, error=_interrupted(error))
     except BrokenPipeError:
         return _closed_pipe()
     except Exception as error:  # noqa: BLE001 - the boundary: whatever is left is a bug of ours
@@ -239,7 +261,7 @@ def run_command(name: str, body: Body, options: Options, arguments: dict[str, An
 def _finish(session: Session, outcome: "Outcome") -> int:
     from opsctl.cli.output import Run
 
-    with suppress(KeyboardInterrupt, Interrupted):
+    with suppress(KeyboardInterrupt):
         _report(session, outcome)
     run = Run(session.command, session.run_id, session.started_at, session.clock())
     try:
@@ -322,12 +344,35 @@ def _closed_pipe() -> int:
     return 128 + signal.SIGPIPE
 
 
+class _Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came. As with Ctrl-C, no ``except Exception`` stops it and psycopg cancels its query."""
+
+
+def _interrupted(error: KeyboardInterrupt) -> Interrupted:
+    if isinstance(error, _Ended):
+        return Interrupted(f"Ended by {error}.", exit_code=ExitCode.TERMINATED, hint=RUN_AGAIN)
+    return Interrupted("Interrupted.", exit_code=ExitCode.INTERRUPTED, hint=RUN_AGAIN)
+
+
 def _handle_signals() -> None:
     """SIGTERM, and SIGHUP of a connection that drops, end the run in order: what was begun is cleaned up."""
+    ended: list[int] = []
 
     def end(number: int, _frame: object) -> None:
-        raise Interrupted(f"Ended by {signal.Signals(number).name}.", exit_code=ExitCode.TERMINATED)
+        if not ended:  # else the cleaning up has begun, and a second one does not stop it
+            ended.append(number)
+            raise _Ended(signal.Signals(number).name)
 
+    def dropped(unraisable: Any) -> None:
+        """Python drops what is raised right after a fork or in a finalizer: the signal comes again in a moment."""
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)
+            return
+        number = ended.pop() if ended else signal.SIGINT
+        signal.signal(signal.SIGALRM, lambda _number, _frame: signal.raise_signal(number))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    sys.unraisablehook = dropped
     signal.signal(signal.SIGTERM, end)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup keeps its meaning
         signal.signal(signal.SIGHUP, end)

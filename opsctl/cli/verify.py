@@ -50,10 +50,14 @@ def _chosen(
         return [choose_backup(session, each) for each in backup_ids], []
     catalog = read_catalog(session)
     damaged = [each for each in catalog.incomplete if each.reason != "interrupted"]
-    backups = catalog.backups if all_backups else _newest(session, catalog)
+    backups = catalog.backups
+    if not all_backups:
+        backups = _newest(session, catalog)
+        newest = {backup.database: backup.id for backup in backups}  # ids of one database sort by time
+        damaged = [each for each in damaged if each.id >= newest.get(each.database, "")]
     if not backups and not damaged:
         raise NoSuchBackup("There is no backup yet.", hint="`opsctl backup` takes one.")
-    return backups, damaged if all_backups else []
+    return backups, damaged
 
 
 def _newest(session: "Session", catalog: "Catalog") -> list["Backup"]:

@@ -15,6 +15,7 @@ from opsctl.manifest import (
     Setting,
     TableFacts,
 )
+from opsctl.postgres.privileges import read_owners, read_superuser_objects
 from opsctl.postgres.server import one, rows
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def read_facts(connection: "Connection", database: str, level: FactsLevel) -> Fa
         extensions=tuple(read_extensions(connection)),
         roles=tuple(_read_roles(connection)),
         database=read_properties(connection, database),
+        owners=tuple(read_owners(connection)),
+        superuser_objects=tuple(read_superuser_objects(connection)),
     )
 
 

@@ -12,7 +12,7 @@ from opsctl.errors import ConfigurationError, DatabaseUnreachable, OpsctlError, 
 
 if TYPE_CHECKING:
     import psycopg
-    from psycopg.sql import Composable
+    from psycopg.sql import Composable, Composed
 
     Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -86,8 +86,9 @@ class Server:
         try:
             params = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
         except ProgrammingError as error:
-            # libpq's own text may quote a part of the password; only its word on parameters is safe.
-            reason = str(error).strip() if "URI query parameter" in str(error) else "libpq cannot read it"
+            # libpq's own text may quote a part of the password; only its word on an unknown parameter is safe.
+            is_safe = "invalid URI query parameter" in str(error) and "@" not in url.partition("?")[2]
+            reason = str(error).strip() if is_safe else "libpq cannot read it"
             raise ConfigurationError(
                 f"The database URL is not valid: {reason}.", hint="postgresql://user:password@host:5432/database"
             ) from None
@@ -164,6 +165,8 @@ class Server:
                 with self.connect(name):
                     return name
             except DatabaseUnreachable as error:
+                if error.hint is not None and 'database "' not in error.message:
+                    raise  # the host, the password: no other database would do better
                 refusals.append(error)
         raise DatabaseUnreachable(
             refusals[0].message, hint="Set maintenance_database to a database this login may connect to."
@@ -285,6 +288,18 @@ def one(
 ) -> tuple[Any, ...]:
     """The one row of a query that always has one."""
     return rows(connection, query, parameters)[0]
+
+
+def attempt(connection: "Connection", statement: "str | Composed", *, undo: bool = False) -> str | None:
+    """Run a statement in a transaction of its own; why the server refused it, or ``None``. ``undo`` only tries."""
+    import psycopg
+
+    try:
+        with connection.transaction(force_rollback=undo):
+            connection.execute(statement.encode() if isinstance(statement, str) else statement)
+    except psycopg.Error as error:
+        return error.diag.message_primary or str(error)
+    return None
 
 
 def maybe(connection: "Connection", query: str, parameters: Sequence[Any] = ()) -> Any:

@@ -5,24 +5,23 @@ PostgreSQL cuts names at 63 bytes without a word, so a long name is shortened he
 apart.
 """
 
-import csv
 import hashlib
 import re
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from opsctl.errors import RestoreFailed
-from opsctl.manifest import DatabaseProperties, Setting
-from opsctl.postgres.server import Server, one, rows
+from opsctl.errors import OpsctlError, QueryFailed, RestoreFailed
+from opsctl.postgres.databases import drop_database
+from opsctl.postgres.server import Server, mapped_errors, one, rows
 
 if TYPE_CHECKING:
-    from psycopg.sql import Composed, Identifier
+    from psycopg.sql import Composed
 
     from opsctl.postgres.server import Connection
 
@@ -34,16 +33,6 @@ SWAP_SECONDS = 15
 """What bounds the swap's transaction. The rename itself waits up to 5 seconds for the other sessions to leave."""
 
 TERMINATE_EVERY_SECONDS = 0.02
-LIST_SETTINGS = frozenset(
-    {
-        "local_preload_libraries",
-        "search_path",
-        "session_preload_libraries",
-        "temp_tablespaces",
-        "unix_socket_directories",
-    }
-)
-"""Settings whose value is a list of quoted names: each name is quoted apart (pg_dump's variable_is_guc_list_quote)."""
 
 
 def cut(database: str) -> str:
@@ -70,6 +59,11 @@ def previous_name(database: str, moment: datetime, taken: Sequence[str] = ()) ->
     return f"{prefix}{at:{form}}"
 
 
+def put_aside_at(name: str) -> datetime:
+    """When a database was put aside, from its name."""
+    return datetime.strptime(name[-len("20260101T000000Z") :], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+
+
 def is_ours(name: str) -> bool:
     """Whether a database is one that opsctl made: a staging database, or one put aside."""
     return re.search(f"({STAGING_SUFFIX}|{PREVIOUS_SUFFIX})$", name) is not None
@@ -85,104 +79,25 @@ def find_staging(connection: "Connection", database: str) -> list[str]:
     return _matching(connection, database, STAGING_SUFFIX)
 
 
+def remove_leftovers(server: Server, database: str) -> list[str]:
+    """Drop what interrupted restores of ``database`` left behind; to be called by whoever holds its lock.
+
+    The names of what was dropped; on a standby, and where the login may not drop it, nothing is.
+    """
+    if server.info.in_recovery:
+        return []
+    dropped = []
+    with server.connect(server.maintenance_database) as connection:
+        for name in find_staging(connection, database):
+            with suppress(QueryFailed), mapped_errors():
+                drop_database(connection, name)
+                dropped.append(name)
+    return dropped
+
+
 def _matching(connection: "Connection", database: str, suffix: str) -> list[str]:
     pattern = re.compile(re.escape(cut(database)) + suffix)
     return [name for (name,) in rows(connection, "select datname from pg_database") if pattern.fullmatch(name)]
-
-
-def create_staging(connection: "Connection", name: str, properties: DatabaseProperties) -> None:
-    """An empty database with the encoding, locale and owner of the backup, closed to everybody but its owner."""
-    from psycopg.sql import SQL, Identifier, Literal
-
-    options = [
-        SQL("template template0"),
-        SQL("encoding {}").format(Literal(properties.encoding)),
-        SQL("lc_collate {}").format(Literal(properties.collate)),
-        SQL("lc_ctype {}").format(Literal(properties.ctype)),
-        SQL("owner {}").format(Identifier(properties.owner)),
-    ]
-    version = connection.info.server_version
-    if properties.locale_provider != "libc" and version >= 150000:
-        options.append(SQL("locale_provider {}").format(SQL(properties.locale_provider)))
-        keyword = "builtin_locale" if properties.locale_provider == "builtin" else "icu_locale"
-        options.append(SQL(f"{keyword} {{}}").format(Literal(properties.locale)))
-    connection.execute(SQL("create database {} {}").format(Identifier(name), SQL(" ").join(options)))
-    connection.execute(SQL("revoke connect, temporary on database {} from public").format(Identifier(name)))
-
-
-def drop_database(connection: "Connection", name: str) -> None:
-    """Drop a database and end its sessions; none of that name is fine."""
-    from psycopg.sql import SQL, Identifier
-
-    connection.execute(SQL("drop database if exists {} with (force)").format(Identifier(name)))
-
-
-def apply_properties(connection: "Connection", name: str, properties: DatabaseProperties) -> list[str]:
-    """Give a database its comment, connection limit and settings; what the login may not set is returned, named."""
-    from psycopg.sql import SQL, Identifier, Literal
-
-    database = Identifier(name)
-    refused = []
-    statements: list[tuple[str, Composed]] = [
-        ("comment", SQL("comment on database {} is {}").format(database, Literal(properties.comment))),
-        (
-            "connection limit",
-            SQL("alter database {} connection limit {}").format(database, Literal(properties.connection_limit)),
-        ),
-    ]
-    for setting in properties.settings:
-        of_role = f" of role {setting.role}" if setting.role else ""
-        statements.append((f"setting {setting.name}{of_role}", _set_statement(database, setting)))
-    for what, statement in statements:
-        reason = _refusal(connection, statement)
-        if reason:
-            refused.append(f"{what} was not carried over: {reason}")
-    return refused
-
-
-def _set_statement(database: "Identifier", setting: Setting) -> "Composed":
-    from psycopg.sql import SQL, Identifier, Literal
-
-    values = [setting.value]
-    if setting.name in LIST_SETTINGS:
-        values = next(csv.reader([setting.value], skipinitialspace=True), [""])
-    name = SQL(".").join(Identifier(part) for part in setting.name.split("."))
-    value = SQL(", ").join(Literal(each) for each in values)
-    if setting.role is None:
-        return SQL("alter database {} set {} to {}").format(database, name, value)
-    return SQL("alter role {} in database {} set {} to {}").format(Identifier(setting.role), database, name, value)
-
-
-def _refusal(connection: "Connection", statement: "Composed") -> str | None:
-    import psycopg
-
-    try:
-        with connection.transaction():
-            connection.execute(statement)
-    except psycopg.Error as error:
-        return error.diag.message_primary or str(error)
-    return None
-
-
-def grants(connection: "Connection", name: str, properties: DatabaseProperties) -> list["Composed"]:
-    """The statements that give database ``name`` the recorded grants, for the swap's transaction."""
-    from psycopg.sql import SQL, Identifier
-
-    database = Identifier(name)
-    if properties.acl is None:
-        return [SQL("grant connect, temporary on database {} to public").format(database)]
-    statements: list[Composed] = [SQL("revoke all on database {} from public").format(database)]
-    granted = rows(
-        connection,
-        """select case when grantee = 0 then null else pg_get_userbyid(grantee) end, privilege_type, is_grantable
-           from aclexplode(%s::aclitem[])""",
-        (list(properties.acl),),
-    )
-    for grantee, privilege, grantable in granted:
-        to = SQL("public") if grantee is None else Identifier(grantee)
-        option = SQL(" with grant option") if grantable else SQL("")
-        statements.append(SQL("grant {} on database {} to {}{}").format(SQL(privilege), database, to, option))
-    return statements
 
 
 @dataclass(frozen=True)
@@ -195,8 +110,17 @@ class Swap:
     statements: Sequence["Composed"] = ()
 
 
-def execute_swap(server: Server, swap: Swap) -> float:
-    """One bounded transaction; returns the seconds in which clients could not connect.
+@dataclass(frozen=True)
+class Swapped:
+    """A swap that happened; ``outage_seconds`` is how long clients could not connect."""
+
+    outage_seconds: float
+    incoming_oid: int
+    old_oid: int | None
+
+
+def execute_swap(server: Server, swap: Swap) -> Swapped:
+    """Swap in one bounded transaction.
 
     The rename takes the lock that makes new logins wait, then waits for the other sessions to leave while a second
     session ends them. Nothing is barred or durable before its commit. Signals wait until it is over. Raises
@@ -210,7 +134,8 @@ def execute_swap(server: Server, swap: Swap) -> float:
             _signals_wait(),
             _terminating(other, targets),
         ):
-            return _commit_swap(connection, swap, server, oids[swap.incoming])
+            outage = _commit_swap(connection, swap, server, oids[swap.incoming])
+            return Swapped(outage, oids[swap.incoming], oids.get(swap.live))
 
 
 def _commit_swap(connection: "Connection", swap: Swap, server: Server, incoming_oid: int) -> float:
@@ -250,6 +175,28 @@ def _not_swapped(error: Exception) -> RestoreFailed:
 def _is_swapped(server: Server, live: str, incoming_oid: int) -> bool:
     with server.connect(server.maintenance_database) as connection:
         return rows(connection, "select oid from pg_database where datname = %s", (live,)) == [(incoming_oid,)]
+
+
+STANDBY_SECONDS = 10
+
+
+def end_standby_sessions(replica: Server, *, live: str, incoming_oid: int, old_oid: int) -> str | None:
+    """End the sessions of a standby that still read the old database, once the swap has arrived there.
+
+    What went wrong, or ``None``. A session opened before the swap would otherwise go on reading the old data.
+    """
+    deadline = time.monotonic() + STANDBY_SECONDS
+    try:
+        with replica.connect(replica.maintenance_database) as connection:
+            while rows(connection, "select oid from pg_database where datname = %s", (live,)) != [(incoming_oid,)]:
+                if time.monotonic() > deadline:
+                    return f"the standby {replica.address} has not replayed the swap after {STANDBY_SECONDS} s"
+                time.sleep(0.1)
+            _terminate(connection, [old_oid])
+            left = rows(connection, "select count(*) from pg_stat_activity where datid = %s", (old_oid,))[0][0]
+    except OpsctlError as error:
+        return f"the standby {replica.address}: {error.message}"
+    return f"{left} sessions of the standby {replica.address} still read the old database" if left else None
 
 
 @contextmanager

@@ -13,6 +13,10 @@ from opsctl.postgres.swap import find_previous
 if TYPE_CHECKING:
     from opsctl.postgres.server import Connection
 
+EMPTY = """
+    select not exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
+                       where c.oid >= 16384 and nspname !~ '^pg_' and nspname <> 'information_schema')
+       and not exists (select from pg_namespace where oid >= 16384 and nspname !~ '^pg_')"""
 COUNT_SECONDS = 5
 """How long one live table may be counted for the comparison; it stays unknown then."""
 
@@ -28,8 +32,9 @@ class LiveDatabase:
     bytes: int
     properties: DatabaseProperties
     login_owns_it: bool
+    is_empty: bool
     sessions: int
-    protected_sessions: int
+    protected_sessions: tuple[str, ...]
     prepared_transactions: tuple[str, ...]
     logical_slots: tuple[str, ...]
     subscriptions: tuple[str, ...]
@@ -41,10 +46,18 @@ class Target:
     """The server a restore goes to, as its login sees it. ``free_bytes`` is ``None`` where it cannot be known."""
 
     major: int
+    is_superuser: bool
     may_create_databases: bool
     in_recovery: bool
+    writes_wal: bool
     roles: frozenset[str]
+    memberships: frozenset[str]
+    """Roles whose objects the login may give them: it is a member, and may become one of them."""
     available_extensions: dict[str, str]
+    untrusted_extensions: frozenset[str]
+    locale_providers: frozenset[str]
+    collation_versions: dict[tuple[str, str], str | None]
+    standbys: tuple[str, ...]
     free_bytes: int | None
     live: LiveDatabase | None
     previous: tuple[str, ...] = ()
@@ -55,21 +68,69 @@ def inspect_target(server: Server, database: str, tables: tuple[TableFacts, ...]
     """Look at the server and, if it exists, at ``database``, whose ``tables`` are counted."""
     info = server.info
     with server.connect(server.maintenance_database) as connection:
-        roles = frozenset(row[0] for row in rows(connection, "select rolname from pg_roles"))
-        extensions = dict(rows(connection, "select name, default_version from pg_available_extensions"))
-        free = _free_bytes(connection, server)
-        live = _live(connection, server, database, tables)
-        previous = find_previous(connection, database)
-    return Target(
-        major=info.major,
-        may_create_databases=info.may_create_databases,
-        in_recovery=info.in_recovery,
-        roles=roles,
-        available_extensions=extensions,
-        free_bytes=free,
-        live=live,
-        previous=tuple(previous),
-    )
+        return Target(
+            major=info.major,
+            is_superuser=info.is_superuser,
+            may_create_databases=info.may_create_databases,
+            in_recovery=info.in_recovery,
+            writes_wal=_writes_wal(connection),
+            roles=_names(connection, "select rolname from pg_roles"),
+            memberships=_names(
+                connection, "select rolname from pg_roles where pg_has_role(oid, %s)", _become_right(info.major)
+            ),
+            available_extensions=dict(rows(connection, "select name, default_version from pg_available_extensions")),
+            untrusted_extensions=_names(
+                connection,
+                """select v.name from pg_available_extension_versions v join pg_available_extensions e
+                   on e.name = v.name and e.default_version = v.version where v.superuser and not v.trusted""",
+            ),
+            locale_providers=_locale_providers(connection, info.major),
+            collation_versions=_collation_versions(connection, info.major),
+            standbys=_standbys(connection),
+            free_bytes=_free_bytes(connection, server),
+            live=_live(connection, server, database, tables),
+            previous=tuple(find_previous(connection, database)),
+        )
+
+
+def _names(connection: "Connection", query: str, *parameters: str) -> frozenset[str]:
+    return frozenset(row[0] for row in rows(connection, query, parameters))
+
+
+def _become_right(major: int) -> str:
+    """The right that lets a member give objects to a role: from 16 on it can be withheld from a membership."""
+    return "SET" if major >= 16 else "MEMBER"
+
+
+def _writes_wal(connection: "Connection") -> bool:
+    """Whether a bulk load goes through the WAL and from there to an archive or a standby."""
+    return bool(
+        one(
+            connection, "select current_setting('wal_level') <> 'minimal' and current_setting('archive_mode') <> 'off'"
+        )[0]
+    ) or bool(rows(connection, "select from pg_stat_replication limit 1"))
+
+
+def _locale_providers(connection: "Connection", major: int) -> frozenset[str]:
+    has_icu = one(connection, "select exists (select from pg_collation where collprovider = 'i')")[0]
+    return frozenset({"libc"} | ({"icu"} if has_icu else set()) | ({"builtin"} if major >= 17 else set()))
+
+
+def _collation_versions(connection: "Connection", major: int) -> dict[tuple[str, str], str | None]:
+    """The version each locale of this server's databases has now, by provider and name."""
+    if major < 15:
+        return {}
+    query = """select distinct on (datlocprovider, datcollate) datlocprovider::text, datcollate,
+                      pg_database_collation_actual_version(oid) from pg_database"""
+    words = {"c": "libc", "i": "icu", "b": "builtin"}
+    return {(words[provider], collate): version for provider, collate, version in rows(connection, query)}
+
+
+def _standbys(connection: "Connection") -> tuple[str, ...]:
+    query = """select coalesce(nullif(application_name, ''), 'a standby')
+                      || coalesce(' at ' || host(client_addr), '') from pg_stat_replication
+               where application_name is distinct from 'pg_basebackup'"""
+    return tuple(str(row[0]) for row in rows(connection, query))
 
 
 def _live(
@@ -84,29 +145,33 @@ def _live(
         "select oid, pg_has_role(datdba, 'member'), datallowconn from pg_database where datname = %s",
         (database,),
     )
-    sessions, protected = one(
+    sessions = rows(
         connection,
-        """select count(*), count(*) filter (where rolsuper)
+        """select pid, coalesce(usename, '?'), coalesce(application_name, ''),
+                  not (pg_has_role(current_user, usesysid, 'member')
+                       or pg_has_role(current_user, 'pg_signal_backend', 'member') and not coalesce(rolsuper, true))
            from pg_stat_activity left join pg_roles r on r.oid = usesysid
            where datid = %s and backend_type = 'client backend'""",
         (oid,),
     )
-    if server.info.is_superuser:
-        protected = 0
+    protected = [f"pid {pid} ({user}, {name})" for pid, user, name, is_protected in sessions if is_protected]
     prepared = rows(connection, "select gid from pg_prepared_xacts where database = %s", (database,))
     slots = rows(connection, "select slot_name from pg_replication_slots where database = %s", (database,))
     subscriptions = rows(connection, "select subname from pg_subscription where subdbid = %s", (oid,))
     counted: dict[tuple[str, str], int | None] = {}
+    is_empty = False
     if accepts:
         with server.connect(database) as inside:
             counted = _count(inside, tables)
+            is_empty = bool(one(inside, EMPTY)[0])
     return LiveDatabase(
         oid=oid,
         bytes=maybe(connection, "select pg_database_size(%s::oid)", (oid,)) or 0,
         properties=properties,
         login_owns_it=owned,
-        sessions=sessions,
-        protected_sessions=protected,
+        is_empty=is_empty,
+        sessions=len(sessions),
+        protected_sessions=() if server.info.is_superuser else tuple(protected),
         prepared_transactions=tuple(row[0] for row in prepared),
         logical_slots=tuple(row[0] for row in slots),
         subscriptions=tuple(row[0] for row in subscriptions),

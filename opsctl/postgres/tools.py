@@ -8,6 +8,7 @@ opsctl alone and it can end them in order.
 import fcntl
 import os
 import re
+import shlex
 import signal
 import subprocess
 import threading
@@ -26,6 +27,7 @@ PIPE_BYTES = 1 << 20
 """Size of the pipes and of one read: fewer switches between the processes; 1 MiB is what Linux allows everybody."""
 
 STDERR_LINES = 200
+HOOK_SECONDS = 60
 TABLE_DATA = re.compile(rb"^\d+; \d+ (\d+) TABLE DATA ", re.MULTILINE)
 INSTALL_HINT = "Install PostgreSQL's client programs (Debian: postgresql-client), or `pip install 'opsctl[demo]'`."
 
@@ -106,11 +108,18 @@ class Tools:
 
     @contextmanager
     def restore(
-        self, binaries: Binaries, server: Server, database: str, *, jobs: int = 1, archive: IO[bytes] | None = None
+        self,
+        binaries: Binaries,
+        server: Server,
+        database: str,
+        *,
+        flags: Sequence[str] = (),
+        jobs: int = 1,
+        archive: IO[bytes] | None = None,
     ) -> Iterator["Child"]:
         """pg_restore into ``database``, from ``child.stdin``, or with several jobs from an open file ``archive``."""
         arguments: list[str | Path] = [binaries.path("pg_restore"), "--exit-on-error", "--no-password"]
-        arguments += [f"--dbname={server.public_conninfo(database)}"]
+        arguments += [f"--dbname={server.public_conninfo(database)}", *flags]
         inherited = () if archive is None else (archive.fileno(),)
         arguments += [f"--jobs={jobs}", *(f"/proc/self/fd/{descriptor}" for descriptor in inherited)]
         stdin = subprocess.DEVNULL if inherited else subprocess.PIPE
@@ -118,6 +127,25 @@ class Tools:
             arguments, password=server.password, stdin=stdin, stdout=subprocess.DEVNULL, inherited=inherited
         ) as child:
             yield child
+
+    def run_hook(self, command: str) -> None:
+        """Run a hook of the configuration, without a shell. Raises OpsctlError when it fails or takes too long."""
+        try:
+            done = subprocess.run(
+                shlex.split(command),
+                env=dict(self._environment),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=HOOK_SECONDS,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            raise OpsctlError(f"The hook {command!r} could not be run: {error}.") from error
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+            raise OpsctlError(f"The hook {command!r} ended with exit code {done.returncode}: {' '.join(said)}")
 
     @contextmanager
     def _start(
@@ -203,13 +231,13 @@ class Child:
         return code
 
     def end(self) -> None:
-        """Make sure it is gone: SIGTERM, so that it can cancel its query, then SIGKILL."""
+        """Make sure it and all it has started are gone: SIGTERM, so that it can cancel its query, then SIGKILL."""
         if self.process.poll() is None:
-            self.process.terminate()
+            self._signal_group(signal.SIGTERM)
             try:
                 self.process.wait(timeout=5)
             except subprocess.TimeoutExpired:
-                self.process.kill()
+                self._signal_group(signal.SIGKILL)
                 self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -217,6 +245,11 @@ class Child:
                     pipe.close()
         self._reader.join(timeout=5)
         _present(self.process.stderr).close()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        """To the whole group: on PATH may be a script that runs the program, and pg_restore has its workers."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def failure(self, error: type[OpsctlError], doing: str) -> OpsctlError:
         """The program's bad ending as an error, with its own last words."""
@@ -297,11 +330,13 @@ def _there_are(program: str, found: Sequence[Binaries]) -> str:
     return f"the newest {program} here is {max(found, key=lambda binaries: binaries.major).version}"
 
 
-def _hint(said: str) -> str | None:
+def _hint(said: str) -> str:
     if "server version mismatch" in said or "unsupported version" in said:
         return INSTALL_HINT
     if "permission denied" in said:
         return "GRANT pg_read_all_data TO the login, or use the owner's."
     if "SSL" in said:
         return "The embedded programs have no TLS; install PostgreSQL's client programs for an encrypted connection."
-    return None
+    if "server closed the connection" in said or "terminating connection" in said or "shutting down" in said:
+        return "Is the server restarting? Try again."
+    return "The message is PostgreSQL's own; the server's log may say more."

@@ -157,8 +157,11 @@ class LocalPublication:
         self._storage = storage
         self._target = target
         self._partial = target.with_name(f".{target.name}{PARTIAL}")
-        for folder in (target.parent, self._partial):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=folder is not self._partial)
+        try:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:  # a file stands there
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+        self._partial.mkdir(mode=0o700)
 
     @contextmanager
     def file(self, name: str) -> Iterator["LocalFile"]:
