@@ -1,9 +1,15 @@
+import signal
 import sys
 
 
 def main() -> None:
+    asked = signal.getsignal(signal.SIGINT)
+    if asked is signal.default_int_handler:
+        # While modules are loaded there is nothing to clean up: Ctrl-C ends at once, without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from opsctl.cli.app import run  # the program starts here; `import opsctl` must stay free
 
+    signal.signal(signal.SIGINT, asked)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -83,7 +83,7 @@ def take_backup(
         plan.server, plan.server.database, command="backup", state_path=plan.state_path, now=clock()
     ) as lock:
         remove_leftovers(plan.server, plan.server.database)
-        started_at = clock()
+        started_at = _begin_second(plan, clock)
         identifier = backup_id(segment(plan.database), started_at, secrets.token_hex(2))
         uploads = Uploads(plan.repositories, plan.database, identifier)
         try:
@@ -108,7 +108,6 @@ def take_backup(
                 warnings=tuple(written.warnings),
             )
             stored_in = uploads.publish(manifest)
-            _outlast_second(started_at, clock)
         except BaseException:
             uploads.abandon()
             raise
@@ -135,10 +134,14 @@ def _require_same_server(plan: BackupPlan) -> None:
         )
 
 
-def _outlast_second(started_at: datetime, clock: Callable[[], datetime]) -> None:
-    """Keep the lock until the second in the backup's id is over: the next holder gets one of its own."""
-    following = started_at.replace(microsecond=0) + timedelta(seconds=1)
-    time.sleep(max(0.0, min(1.0, (following - clock()).total_seconds())))
+def _begin_second(plan: BackupPlan, clock: Callable[[], datetime]) -> datetime:
+    """The start of this backup, in a second that no other backup of the database has in its id."""
+    while True:
+        now = clock()
+        beginning = backup_id(segment(plan.database), now, "")
+        if not any(repository.has_id_beginning(plan.database, beginning) for repository in plan.repositories):
+            return now
+        time.sleep((now.replace(microsecond=0) + timedelta(seconds=1) - now).total_seconds())
 
 
 @dataclass(frozen=True)

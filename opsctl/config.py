@@ -61,9 +61,16 @@ def _postgres_url(url: SecretStr) -> SecretStr:
     return SecretStr(text)
 
 
+def _each_unit_once(duration: str) -> str:
+    units = [character for character in duration if character.isalpha()]
+    if len(set(units)) < len(units):
+        raise ValueError("names a unit twice")
+    return duration
+
+
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 Count = Annotated[int, Field(ge=0)]
-Duration = Annotated[str, Field(pattern=r"^(\d+[ymwdh])+$")]
+Duration = Annotated[str, Field(pattern=r"^([0-9]{1,5}[ymwdh])+$"), AfterValidator(_each_unit_once)]
 
 
 class DatabaseSettings(Settings):
@@ -210,7 +217,7 @@ class Config:
         if not self.databases:
             raise ConfigurationError(
                 "No database is configured.",
-                hint="Set DATABASE_URL=postgresql://user:password@host/database, or write an opsctl.toml.",
+                hint="Set DATABASE_URL=postgresql://user@host/database, or write an opsctl.toml.",
             )
         if name in self.databases:
             return name

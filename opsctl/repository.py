@@ -202,6 +202,14 @@ class Repository:
         backup = name.removeprefix(".").removesuffix(PARTIAL)
         return Incomplete(self.name, backup, unquote(database), total, modified, reason, prefix.rstrip("/"))
 
+    def has_id_beginning(self, database: str, beginning: str) -> bool:
+        """Whether a backup, whole or not, has such an id; one that does not answer has none."""
+        try:
+            names = self.storage.folders(segment(database))
+        except RepositoryUnreachable:
+            return False
+        return any(name.removeprefix(".").startswith(beginning) for name in names)
+
     def begin(self, database: str, backup_id: str) -> "Upload":
         """Begin a new backup. The repository comes into being with its first one."""
         if self.storage.prepare():

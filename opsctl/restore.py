@@ -139,6 +139,8 @@ class Restore:
         return self.options.no_owner and plan.mode == "create"
 
     def _swap(self, swap: Swap, clock: Callable[[], datetime]) -> tuple[Swapped, list[str]]:
+        if swap.previous is None:
+            return execute_swap(self.server, swap), []  # nobody was there: nothing to hold back, nothing to undo
         with self.server.connect(swap.incoming) as inside:
             counters = read_counters(inside)
         swapped, remarks = swap_with_hooks(self.server, swap, self.swap_settings, self.tools)

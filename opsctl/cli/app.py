@@ -53,8 +53,7 @@ def opsctl(
 ) -> None:
     """PostgreSQL backups that are proven, restores that can be undone.
 
-    Exit codes: 0 done, 1 failed, 2 usage, 3 needs attention, 10 configuration, 11 locked, 12 database unreachable,
-    13 repository unreachable, 14 no such backup, 15 backup damaged, 16 refused, 70 bug, 130 Ctrl-C, 143 SIGTERM.
+    Exit codes: 0 done, 3 done but needs attention, others failed: docs/exit-codes.md names each.
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -38,7 +38,7 @@ def demo(session: "Session") -> Outcome:
         story.command("restore", "--undo", "--yes", "saasdb")
         story.require(running.contents() == damaged, "the undo brought the damaged state back", "the undo differs")
     story.say("The server, its data and the backups of this demo are gone again.")
-    story.say("Next: DATABASE_URL=postgresql://user:password@host/database opsctl backup")
+    story.say("Next: DATABASE_URL=postgresql://user@host/database opsctl backup")
     return Outcome({"steps": story.steps, "tables": len(before), "restored": True, "undone": True})
 
 

@@ -102,7 +102,7 @@ def restore(
         jobs=jobs,
         accept_unknown_disk=accept_unknown_disk,
     )
-    wanted = _asked_for(session, backup, server, into, options)
+    wanted = _asked_for(session, backup, server, into, options, is_configured=to is None)
     planned = wanted.plan(session.clock())
     fields = {"backup_id": backup.id, "database": wanted.database}
     if plan:
@@ -148,13 +148,22 @@ def _chosen(session: "Session", backup_id: str | None, before: str | None) -> "B
 
 
 def _asked_for(
-    session: "Session", backup: "Backup", server: "Server", into: str | None, options: "RestoreOptions"
+    session: "Session",
+    backup: "Backup",
+    server: "Server",
+    into: str | None,
+    options: "RestoreOptions",
+    *,
+    is_configured: bool,
 ) -> "Restore":
-    from opsctl.restore import Restore
+    from opsctl.postgres.swap import NAME_BYTES
+    from opsctl.restore import Restore, SwapSettings
 
     repository, copy = readable_copy(session, backup)
     if into == server.database:
         raise UsageError(f"--into {into} is the live database.", hint="Leave --into out to replace it, with undo.")
+    if into is not None and len(into.encode()) > NAME_BYTES:
+        raise UsageError(f"--into: the name has {len(into.encode())} bytes, and PostgreSQL cuts names at {NAME_BYTES}.")
     return Restore(
         manifest=copy.manifest,
         repository=repository,
@@ -163,7 +172,8 @@ def _asked_for(
         options=options,
         tools=session.tools,
         state_path=session.config.state_path,
-        swap_settings=session.swap_settings(backup.database),
+        # The hooks and standbys of the configuration are those of the configured server.
+        swap_settings=session.swap_settings(backup.database) if is_configured else SwapSettings(),
     )
 
 
@@ -225,5 +235,5 @@ def _result(planned: "RestorePlan", restored: "Restored | None") -> dict[str, An
         "outage_seconds": restored.outage_seconds if restored else None,
         "evidence": restored.evidence if restored else None,
         "warnings": list(restored.warnings) if restored else [],
-        "plan": {**jsonable(asdict(planned)), "would_work": planned.would_work},
+        "plan": {**jsonable(asdict(planned)), "swaps": planned.swaps, "would_work": planned.would_work},
     }

@@ -269,7 +269,7 @@ def _finish(session: Session, outcome: "Outcome") -> int:
         session.output.finish(run, outcome)
         sys.stdout.flush()
         _log_end(session, outcome, (run.finished_at - run.started_at).total_seconds())
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the latter is Rich's word for it
         return _closed_pipe()
     return int(outcome.code)
 

@@ -90,7 +90,7 @@ class Server:
             is_safe = "invalid URI query parameter" in str(error) and "@" not in url.partition("?")[2]
             reason = str(error).strip() if is_safe else "libpq cannot read it"
             raise ConfigurationError(
-                f"The database URL is not valid: {reason}.", hint="postgresql://user:password@host:5432/database"
+                f"The database URL is not valid: {reason}.", hint="postgresql://user@host:5432/database"
             ) from None
         if password is not None:
             params["password"] = password
