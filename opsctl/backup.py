@@ -4,32 +4,32 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from opsctl import __version__
-from opsctl.errors import DumpFailed, OpsctlError, Refused
+from opsctl.errors import DumpFailed, LockHeld, OpsctlError, Refused
 from opsctl.manifest import Facts, Manifest, StoredFile, backup_id
 from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.facts import FactsLevel
 from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server
-from opsctl.postgres.snapshot import Snapshot, count_in_snapshot, join_snapshot, open_snapshot
+from opsctl.postgres.snapshot import Snapshot, count_in_snapshot, open_snapshot
 from opsctl.postgres.swap import remove_leftovers
 from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables
 from opsctl.repository import Repository, segment
 from opsctl.stream import Advance, Compression, store
 from opsctl.uploads import Uploads
 
-if TYPE_CHECKING:
-    from opsctl.postgres.server import Connection
-
 DUMP = "dump.zst"
 GLOBALS = "globals.sql.zst"
 RESTORE_COMMAND = "zstd --decompress --stdout dump.zst | pg_restore --exit-on-error --dbname=DATABASE"
+PG_DUMP_LOCK_SECONDS = 2
+"""How long pg_dump waits for tables we have locked already: only somebody who waits for us can be in its way."""
+
 LOCK_LOST = "the lock's session was lost during the backup; another run may have begun meanwhile"
 GLOBALS_MISSING = "the roles are not in the backup"
 INCOMPLETE_SIGNS = ("not dumped", "not saved", GLOBALS_MISSING, LOCK_LOST)
@@ -155,14 +155,20 @@ class _Written:
 def _write_files(
     plan: BackupPlan, binaries: Binaries, uploads: Uploads, start_progress: Callable[[int], Advance]
 ) -> _Written:
-    with open_snapshot(
-        plan.server,
-        level=plan.facts,
-        lock_timeout_seconds=plan.lock_timeout_seconds,
-        exclude_tables=plan.exclude_tables,
-    ) as snapshot:
-        advance = start_progress(snapshot.database_bytes)
-        dump, facts, warnings = _dump(plan, binaries, uploads, snapshot, advance)
+    deadline = time.monotonic() + plan.lock_timeout_seconds
+    while True:
+        try:
+            with open_snapshot(
+                plan.server,
+                level=plan.facts,
+                lock_timeout_seconds=plan.lock_timeout_seconds,
+                exclude_tables=plan.exclude_tables,
+            ) as snapshot:
+                dump, facts, warnings = _dump(plan, binaries, uploads, snapshot, start_progress)
+            break
+        except _Overtaken:
+            if time.monotonic() > deadline:
+                raise
     files = [dump]
     sql, complaint = _globals(plan, binaries)
     if complaint is None:
@@ -181,26 +187,51 @@ def _globals(plan: BackupPlan, binaries: Binaries) -> tuple[bytes, str | None]:
     return sql, None
 
 
+class _Overtaken(LockHeld):
+    """A TRUNCATE or ALTER TABLE waits for our lock, and pg_dump behind it: only our letting go gets both on."""
+
+
 def _dump(
-    plan: BackupPlan, binaries: Binaries, uploads: Uploads, snapshot: Snapshot, advance: Advance
+    plan: BackupPlan,
+    binaries: Binaries,
+    uploads: Uploads,
+    snapshot: Snapshot,
+    start_progress: Callable[[int], Advance],
 ) -> tuple[StoredFile, Facts, list[str]]:
     """Dump and count side by side, in the same snapshot; what is counted is what the archive's contents name."""
-    with (
-        plan.tools.dump(
-            binaries,
-            plan.server,
-            snapshot=snapshot.id,
-            lock_timeout_seconds=plan.lock_timeout_seconds,
-            without_data=[table.quoted for table in snapshot.without_data],
-        ) as child,
-        plan.tools.list_archive(binaries) as lister,
-        join_snapshot(plan.server, snapshot) as connection,
-        uploads.file(DUMP) as writer,
-    ):
+    with plan.tools.dump(
+        binaries,
+        plan.server,
+        snapshot=snapshot.id,
+        lock_timeout_seconds=min(PG_DUMP_LOCK_SECONDS, plan.lock_timeout_seconds),
+        encoding=snapshot.facts.database.encoding,
+        without_data=[table.native for table in snapshot.without_data],
+    ) as child:
+        chunks = child.chunks()
+        first = next(chunks, b"")  # it writes nothing before it holds its own locks
+        if not first and child.finish() != 0 and child.said("LOCK TABLE"):
+            raise _Overtaken(
+                f"Changes of tables kept pg_dump from locking them for {plan.lock_timeout_seconds:g} s.",
+                hint="Back up when fewer TRUNCATE and ALTER TABLE run, or raise lock_timeout_seconds.",
+            )
+        advance = start_progress(snapshot.database_bytes)
+        return _stored(plan, binaries, uploads, snapshot, child, chain((first,), chunks), advance)
+
+
+def _stored(
+    plan: BackupPlan,
+    binaries: Binaries,
+    uploads: Uploads,
+    snapshot: Snapshot,
+    child: Child,
+    chunks: Iterable[bytes],
+    advance: Advance,
+) -> tuple[StoredFile, Facts, list[str]]:
+    with plan.tools.list_archive(binaries) as lister, uploads.file(DUMP) as writer:
         contents = ContentsReader(lister)
-        counting = _Counting(connection, snapshot, contents)
+        counting = _Counting(snapshot, contents)
         try:
-            stored = store(DUMP, _passing(child, contents), writer, plan.compression, advance)
+            stored = store(DUMP, _passing(chunks, contents), writer, plan.compression, advance)
             contents.end()
             _require_success(child, f"after {stored.bytes:,} bytes")
             return stored, counting.result(), child.warnings
@@ -212,8 +243,7 @@ def _dump(
 class _Counting:
     """Counts the dumped tables in a thread, as soon as the archive's contents are known."""
 
-    def __init__(self, connection: "Connection", snapshot: Snapshot, contents: ContentsReader) -> None:
-        self._connection = connection
+    def __init__(self, snapshot: Snapshot, contents: ContentsReader) -> None:
         self._snapshot = snapshot
         self._contents = contents
         self._facts: Facts | None = None
@@ -224,7 +254,7 @@ class _Counting:
     def _run(self) -> None:
         try:
             tables = dumped_tables(self._contents.listing())
-            self._facts = count_in_snapshot(self._connection, self._snapshot, tables)
+            self._facts = count_in_snapshot(self._snapshot, tables)
         except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
             self._error = error
 
@@ -237,13 +267,13 @@ class _Counting:
     def cancel(self) -> None:
         """End the query that runs; the connection is of no use afterwards."""
         self._contents.end()
-        self._connection.cancel()
+        self._snapshot.connection.cancel()
         self._thread.join(timeout=10)
 
 
-def _passing(child: Child, contents: ContentsReader) -> Iterator[bytes]:
+def _passing(chunks: Iterable[bytes], contents: ContentsReader) -> Iterator[bytes]:
     """The dump's bytes; their beginning is shown to the reader of contents as well."""
-    for chunk in child.chunks():
+    for chunk in chunks:
         contents.feed(chunk)
         yield chunk
 

@@ -1,6 +1,7 @@
 """The record of one backup, its facts, its name, and how one is chosen. Pure: no clock, no files, no server."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -66,6 +67,16 @@ class DatabaseProperties:
     comment: str | None
     connection_limit: int
     settings: tuple[Setting, ...]
+
+    @property
+    def grantees(self) -> frozenset[str]:
+        """The roles that the grants name, as ``role=privileges/grantor``; PUBLIC has no name."""
+        names = [re.match(r'("(?:[^"]|"")*"|[^=]*)=', grant) for grant in self.acl or ()]
+        return frozenset(_unquoted(name[1]) for name in names if name and name[1])
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 @dataclass(frozen=True)

@@ -268,9 +268,7 @@ class Upload:
 
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest and let the backup exist."""
-        with self._publication.file(MANIFEST) as writer:
-            writer.write(manifest.to_json())
-        self._publication.publish()
+        self._publication.publish(MANIFEST, manifest.to_json())
 
     def abandon(self) -> None:
         self._publication.abandon()

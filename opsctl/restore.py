@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from opsctl.errors import OpsctlError, Refused, RestoreFailed
+from opsctl.errors import ConfigurationError, OpsctlError, Refused, RestoreFailed
 from opsctl.manifest import Facts, Manifest
+from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.databases import apply_properties, create_staging, drop_database, grants
 from opsctl.postgres.facts import compare, present_facts
 from opsctl.postgres.lock import database_lock
@@ -65,7 +66,19 @@ class Restore:
         """Look at the server and plan. Nothing is created."""
         target = inspect_target(self.server, self.database, self.manifest.facts.tables)
         options = replace(self.options, replica_count=len(self.swap_settings.replicas))
-        return plan_restore(self.manifest, target, options, database=self.database, now=now)
+        return plan_restore(
+            self.manifest, target, options, database=self.database, now=now, tools_obstacle=self._tools_obstacle()
+        )
+
+    def _tools_obstacle(self) -> str | None:
+        try:
+            self._binaries()
+        except ConfigurationError as error:
+            return f"{error.message.rstrip('.')} ({error.hint})"
+        return None
+
+    def _binaries(self) -> Binaries:
+        return self.tools.for_restore(archive_major=self.manifest.pg_dump_major, server_major=self.server.info.major)
 
     def execute(
         self, *, clock: Callable[[], datetime], start_progress: Callable[[str, int], Advance]
@@ -155,9 +168,7 @@ class Restore:
         return swapped, remarks
 
     def _load(self, database: str, advance: Advance, flags: list[str]) -> None:
-        binaries = self.tools.for_restore(
-            archive_major=self.manifest.pg_dump_major, server_major=self.server.info.major
-        )
+        binaries = self._binaries()
         options = self.options
         flags = [
             *flags,
@@ -224,10 +235,8 @@ def swap_with_hooks(server: Server, swap: Swap, settings: SwapSettings, tools: T
     remarks = []
     try:
         if settings.before:
-            tools.run_hook(settings.before)
+            _run_first_hook(tools, settings.before)
         swapped = execute_swap(server, swap)
-    except OpsctlError as error:
-        raise RestoreFailed(f"{error.message} The swap did not happen.", hint=error.hint) from error
     finally:
         if settings.after:
             try:
@@ -241,6 +250,13 @@ def swap_with_hooks(server: Server, swap: Swap, settings: SwapSettings, tools: T
         ]
         remarks += [remark for remark in ended if remark is not None]
     return swapped, remarks
+
+
+def _run_first_hook(tools: Tools, command: str) -> None:
+    try:
+        tools.run_hook(command)
+    except OpsctlError as error:
+        raise RestoreFailed(f"{error.message} The swap did not happen.", hint=error.hint) from error
 
 
 def _feed(child: Child, chunks: Iterator[bytes]) -> None:

@@ -84,13 +84,22 @@ class RestorePlan:
 
 
 def plan_restore(
-    manifest: Manifest, target: Target, options: RestoreOptions, *, database: str, now: datetime
+    manifest: Manifest,
+    target: Target,
+    options: RestoreOptions,
+    *,
+    database: str,
+    now: datetime,
+    tools_obstacle: str | None = None,
 ) -> RestorePlan:
-    """Decide what a restore of ``manifest`` as ``database`` would do; everything it knows is an argument."""
+    """Decide what a restore of ``manifest`` as ``database`` would do; everything it knows is an argument.
+
+    ``tools_obstacle`` says why this host's programs cannot read the archive, if they cannot.
+    """
     live = target.live
     mode = _mode(live, options)
-    blockers = [*_server_obstacles(manifest, target, mode), *_login_obstacles(manifest, target, options)]
-    blockers += _mode_obstacles(live, mode, options)
+    blockers = [*_server_obstacles(manifest, target, mode), *_login_obstacles(manifest, target, options, mode)]
+    blockers += [*_mode_obstacles(live, mode, options), *([tools_obstacle] if tools_obstacle else [])]
     disk_blocker, disk_warning = _disk(manifest, target, options)
     warnings = [*([disk_warning] if disk_warning else []), *_remarks(manifest, target, options, mode)]
     properties = live.properties if live is not None and mode != "create" else manifest.facts.database
@@ -157,11 +166,13 @@ def _server_obstacles(manifest: Manifest, target: Target, mode: Mode) -> Iterato
             yield "pg_cron can only be created in the database that cron.database_name names: use --in-place"
 
 
-def _login_obstacles(manifest: Manifest, target: Target, options: RestoreOptions) -> Iterator[str]:
+def _login_obstacles(manifest: Manifest, target: Target, options: RestoreOptions, mode: Mode) -> Iterator[str]:
     """What the archive holds and this login cannot bring back, each entry by name."""
     facts = manifest.facts
-    owners = {owned.role for owned in facts.owners}
+    owners = {facts.database.owner, *(owned.role for owned in facts.owners)}
     needed = [role for role in facts.roles if not (options.no_owner if role in owners else options.no_privileges)]
+    if mode == "create" and not options.no_privileges:
+        needed += sorted(facts.database.grantees.difference(needed))
     if options.role:
         needed.append(options.role)
     missing = [role for role in needed if role not in target.roles]
@@ -169,10 +180,13 @@ def _login_obstacles(manifest: Manifest, target: Target, options: RestoreOptions
         yield f"roles that the backup needs do not exist here: {', '.join(missing)} (restore --globals shows them)"
     if target.is_superuser:
         return
+    others = set() if options.no_owner else owners & target.roles - target.memberships
     for owned in facts.owners:
-        if not options.no_owner and owned.role in target.roles and owned.role not in target.memberships:
+        if owned.role in others:
             more = f" and {owned.count - len(owned.examples)} more" if owned.count > len(owned.examples) else ""
             yield f"the login is no member of {owned.role}, the owner of {', '.join(owned.examples)}{more} (--no-owner)"
+    if mode == "create" and facts.database.owner in others.difference(owned.role for owned in facts.owners):
+        yield f"the login is no member of {facts.database.owner}, the owner of the database (--no-owner)"
     if options.role and options.role in target.roles and options.role not in target.memberships:
         yield f"the login is no member of {options.role}"
     for name in facts.superuser_objects:
@@ -210,7 +224,7 @@ def _disk(manifest: Manifest, target: Target, options: RestoreOptions) -> tuple[
 
 def _remarks(manifest: Manifest, target: Target, options: RestoreOptions, mode: Mode) -> Iterator[str]:
     facts = manifest.facts
-    if target.major < manifest.pg_dump_major < SETS_TRANSACTION_TIMEOUT:
+    if target.major < manifest.pg_dump_major and not target.major < SETS_TRANSACTION_TIMEOUT <= manifest.pg_dump_major:
         yield f"the archive was written by pg_dump {manifest.pg_dump_major}, the server is older ({target.major})"
     if target.writes_wal:
         yield f"the load writes about {manifest.database_bytes or manifest.dump.bytes:,} bytes of WAL"
@@ -218,10 +232,13 @@ def _remarks(manifest: Manifest, target: Target, options: RestoreOptions, mode: 
         default = target.available_extensions.get(extension.name)
         if default is not None and default != extension.version:
             yield f"extension {extension.name} is {default} here, it was {extension.version}"
-    collation = target.collation_versions.get((facts.database.locale_provider, facts.database.collate))
+    locale = facts.database.locale or facts.database.collate
+    collation = target.collation_versions.get((facts.database.locale_provider, locale))
     if None not in {collation, facts.database.collation_version} and collation != facts.database.collation_version:
         was = facts.database.collation_version
         yield f"the collation's version is {collation} here, it was {was}: text may sort anew"
+    if mode == "swap" and target.live is not None:
+        yield from target.live.not_carried_over
     if mode == "swap" and len(target.standbys) > options.replica_count:
         yield f"standbys whose sessions go on reading the old database: {', '.join(target.standbys)} (replica_urls)"
     if mode == "in_place":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.cli.output import Outcome, age, duration, size
+from opsctl.cli.output import Outcome, age, duration, plain_table, size
 from opsctl.errors import ExitCode, OpsctlError, UsageError
 from opsctl.manifest import choose, format_time
 
@@ -84,7 +84,7 @@ def list_backups(session: "Session", database: OptionalDatabase = None) -> Outco
     if catalog.incomplete:
         text.append("\nNot backups (interrupted, being written, or damaged):")
         text += [
-            f"  {each.id} in {each.repository}: {size(each.bytes)}, {age(each.modified_at, now)}, {each.reason}"
+            f"  {each.id} in {each.repository}: {size(each.bytes)}, {age(each.modified_at, now)} ago, {each.reason}"
             for each in catalog.incomplete
         ]
     return Outcome(result, text, ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE)
@@ -108,19 +108,16 @@ def _entry(backup: "Backup") -> dict[str, Any]:
 
 
 def _table(catalog: "Catalog", now: Any) -> "RenderableType":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column("Backup", no_wrap=True, overflow="fold")
     for column in ("Age", "Dump", "Stored"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("Proven")
-    table.add_column("In")
+    table.add_column("Proven", no_wrap=True)
+    table.add_column("In", overflow="fold")
     for backup in catalog.backups:
         proven = backup.proven
         damaged = [copy.repository for copy in backup.copies if copy.failed]
-        worth = f"{proven.level}, {age(proven.at, now)}" if proven else "-"
+        worth = f"{proven.level} {age(proven.at, now)}" if proven else "-"
         if damaged:
             worth = f"DAMAGED in {', '.join(damaged)}"
         table.add_row(
@@ -151,7 +148,6 @@ def show(session: "Session", backup_id: BackupId) -> Outcome:
 
 
 def _details(backup: "Backup") -> list["RenderableType"]:
-    from rich import box
     from rich.table import Table
 
     manifest = backup.manifest
@@ -169,18 +165,18 @@ def _details(backup: "Backup") -> list["RenderableType"]:
         ("By hand", manifest.restore_command),
     ):
         about.add_row(f"{key}:", value)
-    files = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    files = plain_table()
     for column in ("File", "Plain", "Stored", "SHA-256 (as stored)"):
         files.add_column(column, overflow="fold")
     for file in manifest.files:
         files.add_row(file.name, size(file.bytes), size(file.stored_bytes), file.sha256)
-    tables = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    tables = plain_table()
     tables.add_column("Table", overflow="fold")
     tables.add_column("Rows", justify="right")
     for table in facts.tables:
         tables.add_row(f"{table.schema}.{table.name}", "?" if table.rows is None else f"{table.rows:,}")
     warnings = [f"warning: {warning}" for warning in manifest.warnings]
-    return [about, files, tables, *warnings]
+    return [about, "", files, "", tables, *warnings]
 
 
 def export(session: "Session", backup_id: BackupId, output: OutputFile = None) -> Outcome:

@@ -16,6 +16,7 @@ from opsctl.telemetry.redact import Redactor
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,26 @@ class TextOutput:
             BarColumn,
             DownloadColumn,
             Progress,
+            ProgressColumn,
+            Task,
             TextColumn,
             TimeRemainingColumn,
-            TransferSpeedColumn,
         )
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            """Bytes per second, in the units of everything else here (Rich's own column has decimal ones)."""
+
+            def render(self, task: Task) -> Text:
+                speed = task.finished_speed or task.speed
+                return Text(f"{size(int(speed))}/s" if speed else "?")
 
         if self._progress is None:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 DownloadColumn(binary_units=True),
-                TransferSpeedColumn(),
+                Rate(),
                 TimeRemainingColumn(compact=True),
             )
             self._progress = Progress(*columns, console=self._console(sys.stderr), transient=True, expand=True)
@@ -196,6 +206,13 @@ def _nothing(_count: int) -> None:
     return
 
 
+def plain_table() -> "Table":
+    """A table without lines: it fits 80 columns, and a pipe."""
+    from rich.table import Table
+
+    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+
+
 def size(count: int | None) -> str:
     """Bytes for people, in binary units."""
     if count is None:
@@ -203,20 +220,20 @@ def size(count: int | None) -> str:
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024 or unit == "TiB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError  # the loop always returns
 
 
 def age(moment: datetime, now: datetime) -> str:
-    """How long ago, in its largest unit."""
+    """How long ago, in its largest unit; for a column that says so, or before "ago"."""
     seconds = (now - moment).total_seconds()
     if seconds < 0:
-        return "in the future"
+        return "future"
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.catalog import read_catalog
-from opsctl.cli.output import Outcome, age, size
+from opsctl.cli.output import Outcome, age, plain_table, size
 from opsctl.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -63,12 +63,9 @@ def _lines(lines: "Iterable[Line]") -> list[dict[str, Any]]:
 
 
 def _table(decided: "PrunePlan", now: "datetime", *, dry_run: bool) -> "RenderableType":
-    from rich import box
-    from rich.table import Table
-
     if not decided.keep and not decided.remove:
         return "There are no backups yet."
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = plain_table()
     for column in ("", "Backup", "In", "Age", "Stored", "Why"):
         table.add_column(column, no_wrap=column == "Backup", overflow="fold")
     remove = "would remove" if dry_run else "removed"

@@ -140,7 +140,7 @@ def _chosen(session: "Session", backup_id: str | None, before: str | None) -> "B
         proven = f", {backup.proven.level}" if backup.proven else ""
         rows = f", {backup.manifest.facts.rows:,} rows" if backup.manifest.facts.rows is not None else ""
         size_text = size(backup.manifest.dump.bytes)
-        session.output.show(f"{number:3}  {backup.id}  {age(backup.created_at, now)}, {size_text}{rows}{proven}")
+        session.output.show(f"{number:3}  {backup.id}  {age(backup.created_at, now)} ago, {size_text}{rows}{proven}")
     answer = session.ask(f"Which one? [1-{len(backups)}]")
     if not answer.isdecimal() or not 1 <= int(answer) <= len(backups):
         raise Refused("No backup was chosen; nothing was changed.")

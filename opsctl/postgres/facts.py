@@ -31,7 +31,7 @@ PINNED = (
 
 
 TABLES = """
-    from pg_class c join pg_namespace n on n.oid = relnamespace
+    from pg_class c join pg_namespace n on n.oid = relnamespace, format('%%I.%%I', nspname, relname) as quoted
     where relpersistence <> 't' and nspname !~ '^pg_' and nspname <> 'information_schema'
       and not exists (select from pg_depend d join pg_extension e on e.oid = d.refobjid
                       where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e'
@@ -41,20 +41,22 @@ TABLES = """
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it can be named in a statement: ``quoted`` in the database's own bytes, whatever they are."""
+    """A table as it can be named: ``quoted`` in a statement, ``native`` (in the database's encoding) to pg_dump."""
 
     oid: int
     schema: str
     name: str
     quoted: bytes
+    native: bytes
 
 
 def list_tables(connection: "Connection", *, kinds: str = "r") -> list[Table]:
     """The tables pg_dump would dump: ``kinds`` ``r`` are those with rows of their own, ``rp`` partitioned ones too."""
     query = (
-        f"select c.oid, nspname, relname, textsend(format('%%I.%%I', nspname, relname)) {TABLES} and relkind = any(%s)"
+        "select c.oid, nspname, relname, textsend(quoted), convert_to(quoted, getdatabaseencoding())"
+        f" {TABLES} and relkind = any(%s) order by c.oid"
     )
-    return [Table(*row) for row in rows(connection, f"{query} order by c.oid", (list(kinds),))]
+    return [Table(*row) for row in rows(connection, query, (list(kinds),))]
 
 
 def present_facts(connection: "Connection", database: str, level: FactsLevel) -> Facts:

@@ -138,7 +138,7 @@ class Server:
         if lasting:
             params |= {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
         try:
-            connection = psycopg.connect(**params, autocommit=True)
+            connection = _opened(params)
         except psycopg.Error as error:
             raise self._unreachable(wanted, error) from None
         try:
@@ -191,6 +191,18 @@ class Server:
         with self.connect(self.maintenance_database) as connection:
             moment: datetime = one(connection, "select clock_timestamp()")[0]
             return moment
+
+
+def _opened(params: dict[str, Any]) -> "Connection":
+    """A connection that speaks UTF-8, or the database's own bytes where the server cannot convert those."""
+    import psycopg
+
+    try:
+        return psycopg.connect(**params, autocommit=True)
+    except psycopg.OperationalError as error:
+        if "conversion between UTF8 and" not in str(error):
+            raise
+    return psycopg.connect(**{**params, "client_encoding": "SQL_ASCII"}, autocommit=True)
 
 
 def list_databases(server: Server) -> list[str]:

@@ -27,6 +27,7 @@ class Snapshot:
     """An exported snapshot; it lives as long as the session that holds it."""
 
     id: str
+    connection: "Connection"
     facts: Facts
     database_oid: int
     database_bytes: int
@@ -65,7 +66,7 @@ def open_snapshot(
         )
         facts = read_facts(connection, server.database, level)
         excluded, warnings = _excluded(connection, wanted, exclude_tables)
-        yield Snapshot(snapshot_id, facts, oid, size, tuple(excluded), tuple(warnings))
+        yield Snapshot(snapshot_id, connection, facts, oid, size, tuple(excluded), tuple(warnings))
         connection.execute("rollback")
 
 
@@ -140,21 +141,12 @@ def _blockers(connection: "Connection", tables: list[Table]) -> str:
     )
 
 
-@contextmanager
-def join_snapshot(server: Server, snapshot: Snapshot) -> Iterator["Connection"]:
-    """A session of its own that sees the snapshot, to count in while pg_dump runs."""
-    with server.connect(application_name="opsctl facts", lasting=True) as connection:
-        connection.execute(PINNED)
-        connection.execute("begin isolation level repeatable read, read only")
-        connection.execute(f"set transaction snapshot '{snapshot.id}'")
-        yield connection
-
-
-def count_in_snapshot(connection: "Connection", snapshot: Snapshot, table_oids: Sequence[int]) -> Facts:
+def count_in_snapshot(snapshot: Snapshot, table_oids: Sequence[int]) -> Facts:
     """The snapshot's facts, completed by the rows of the tables whose data is in the archive.
 
-    ``table_oids`` come from the archive's own table of contents: what is counted is what was dumped.
+    ``table_oids`` come from the archive's own table of contents: what is counted is what was dumped. It counts in the
+    session that has locked the tables: another one would queue behind a TRUNCATE that waits for this one, for ever.
     """
     dumped = set(table_oids)
-    tables = [table for table in list_tables(connection) if table.oid in dumped]
-    return count_all(connection, snapshot.facts, tables)
+    tables = [table for table in list_tables(snapshot.connection) if table.oid in dumped]
+    return count_all(snapshot.connection, snapshot.facts, tables)

@@ -165,16 +165,24 @@ def _commit_swap(connection: "Connection", swap: Swap, server: Server, incoming_
 
 
 def _not_swapped(error: Exception) -> RestoreFailed:
-    primary = getattr(getattr(error, "diag", None), "message_primary", None) or str(error).strip()
+    diagnosis = getattr(error, "diag", None)
+    said = [getattr(diagnosis, name, None) for name in ("message_primary", "message_detail")]
+    reason = ". ".join(each.rstrip(".") for each in said if each) or str(error).strip().rstrip(".")
     return RestoreFailed(
-        f"The swap did not happen: {primary}.",
+        f"The swap did not happen: {reason}.",
         hint="The live database is as it was. Stop what holds it open, and repeat.",
     )
 
 
 def _is_swapped(server: Server, live: str, incoming_oid: int) -> bool:
-    with server.connect(server.maintenance_database) as connection:
-        return rows(connection, "select oid from pg_database where datname = %s", (live,)) == [(incoming_oid,)]
+    try:
+        with server.connect(server.maintenance_database) as connection:
+            return rows(connection, "select oid from pg_database where datname = %s", (live,)) == [(incoming_oid,)]
+    except OpsctlError as error:
+        raise RestoreFailed(
+            f"The server was lost in the swap: {live} is the old database or the restored one. {error.message}",
+            hint="When it answers again, look; `opsctl restore` and `opsctl restore --undo` go both ways.",
+        ) from error
 
 
 STANDBY_SECONDS = 10

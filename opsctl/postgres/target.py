@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opsctl.manifest import DatabaseProperties, TableFacts
+from opsctl.postgres.databases import apply_properties
 from opsctl.postgres.facts import PINNED, count_table, list_tables, read_properties
 from opsctl.postgres.server import Server, maybe, one, rows
 from opsctl.postgres.swap import find_previous
@@ -38,6 +39,8 @@ class LiveDatabase:
     prepared_transactions: tuple[str, ...]
     logical_slots: tuple[str, ...]
     subscriptions: tuple[str, ...]
+    not_carried_over: tuple[str, ...]
+    """What of its properties this login may not give to the copy, and why."""
     rows: dict[tuple[str, str], int | None]
 
 
@@ -120,10 +123,11 @@ def _collation_versions(connection: "Connection", major: int) -> dict[tuple[str,
     """The version each locale of this server's databases has now, by provider and name."""
     if major < 15:
         return {}
-    query = """select distinct on (datlocprovider, datcollate) datlocprovider::text, datcollate,
-                      pg_database_collation_actual_version(oid) from pg_database"""
+    locale = f"coalesce({'datlocale' if major >= 17 else 'daticulocale'}, datcollate)"
+    query = f"""select distinct on (datlocprovider, {locale}) datlocprovider::text, {locale},
+                       pg_database_collation_actual_version(oid) from pg_database"""
     words = {"c": "libc", "i": "icu", "b": "builtin"}
-    return {(words[provider], collate): version for provider, collate, version in rows(connection, query)}
+    return {(words[provider], name): version for provider, name, version in rows(connection, query)}
 
 
 def _standbys(connection: "Connection") -> tuple[str, ...]:
@@ -151,7 +155,8 @@ def _live(
                   not (pg_has_role(current_user, usesysid, 'member')
                        or pg_has_role(current_user, 'pg_signal_backend', 'member') and not coalesce(rolsuper, true))
            from pg_stat_activity left join pg_roles r on r.oid = usesysid
-           where datid = %s and backend_type = 'client backend'""",
+           where datid = %s and usesysid is not null  -- another role's session hides even what kind it is
+             and coalesce(backend_type, 'client backend') = 'client backend'""",
         (oid,),
     )
     protected = [f"pid {pid} ({user}, {name})" for pid, user, name, is_protected in sessions if is_protected]
@@ -175,8 +180,16 @@ def _live(
         prepared_transactions=tuple(row[0] for row in prepared),
         logical_slots=tuple(row[0] for row in slots),
         subscriptions=tuple(row[0] for row in subscriptions),
+        not_carried_over=tuple(_not_carried_over(connection, server, database, properties)),
         rows=counted,
     )
+
+
+def _not_carried_over(
+    connection: "Connection", server: Server, database: str, properties: DatabaseProperties
+) -> list[str]:
+    """Try on the live database itself, in transactions that are rolled back, what the copy will need."""
+    return [] if server.info.in_recovery else apply_properties(connection, database, properties, rehearse=True)
 
 
 def _count(connection: "Connection", tables: tuple[TableFacts, ...]) -> dict[tuple[str, str], int | None]:

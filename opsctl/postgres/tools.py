@@ -70,16 +70,18 @@ class Tools:
         *,
         snapshot: str,
         lock_timeout_seconds: float,
+        encoding: str,
         without_data: Sequence[bytes] = (),
     ) -> Iterator["Child"]:
         """pg_dump's custom format, uncompressed, of one snapshot; read ``child.stdout``, then ``child.finish()``.
 
-        ``without_data`` are quoted names of tables whose rows stay out. Excluding the tables themselves could leave
-        views that do not restore.
+        ``encoding`` is the database's own: else the login's, or PGCLIENTENCODING, would decide what is in the archive.
+        ``without_data`` are quoted names, in that encoding, of tables whose rows stay out. Excluding the tables
+        themselves could leave views that do not restore.
         """
         arguments: list[str | Path] = [binaries.path("pg_dump"), "--format=custom", "--compress=0", "--no-password"]
         arguments += [f"--snapshot={snapshot}", f"--lock-wait-timeout={int(lock_timeout_seconds * 1000)}"]
-        arguments += [f"--dbname={server.public_conninfo()}"]
+        arguments += [f"--encoding={encoding}", f"--dbname={server.public_conninfo()}"]
         arguments += [f"--exclude-table-data={os.fsdecode(quoted)}" for quoted in without_data]
         with self._start(arguments, password=server.password, stdin=subprocess.DEVNULL) as child:
             yield child
@@ -250,6 +252,10 @@ class Child:
         """To the whole group: on PATH may be a script that runs the program, and pg_restore has its workers."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+    def said(self, words: str) -> bool:
+        """Whether the program, which has ended, wrote these words to its stderr."""
+        return any(words in line for line in self._stderr)
 
     def failure(self, error: type[OpsctlError], doing: str) -> OpsctlError:
         """The program's bad ending as an error, with its own last words."""

@@ -171,8 +171,10 @@ class LocalPublication:
             file.flush()
             os.fsync(file.fileno())
 
-    def publish(self) -> None:
-        """Let the folder appear under its name. Raises FileExistsError when that name is taken."""
+    def publish(self, name: str, data: bytes) -> None:
+        """Write the last file and let the folder appear under its name. Raises FileExistsError when that is taken."""
+        with self.file(name) as file:
+            file.write(data)
         with self._storage._mapped("publish"):  # noqa: SLF001
             _sync_folder(self._partial)
             _rename_new(self._partial, self._target)
