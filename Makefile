@@ -51,7 +51,7 @@ build: setup ## wheel and sdist
 image: ## the container image
 	docker build --tag opsctl .
 
-acceptance: setup ## what needs root and apt: none yet beyond the tests, see CONTRIBUTING.md
+acceptance: setup ## tests that need root and apt; there are none yet
 	$(BIN)/python -m pytest -n auto -m acceptance --no-header -q || [ $$? -eq 5 ]
 
 clean: ## remove what was made here

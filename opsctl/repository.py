@@ -134,6 +134,11 @@ class Backup:
         return [copy.repository for copy in self.copies]
 
     @property
+    def failed(self) -> bool:
+        """Whether no copy is left that is not known to be damaged."""
+        return all(copy.failed for copy in self.copies)
+
+    @property
     def pinned(self) -> bool:
         return any(copy.pinned for copy in self.copies)
 

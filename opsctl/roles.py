@@ -62,7 +62,7 @@ def create_roles(server: Server, plan: RolesPlan) -> list[str]:
         for statement in plan.statements:
             reason = attempt(connection, statement)
             if reason:
-                refused.append(f"{_public(statement)}: {reason}")
+                refused.append(f"{without_password(statement)}: {reason}")
     return refused
 
 
@@ -88,6 +88,6 @@ def _unquoted(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
-def _public(statement: str) -> str:
+def without_password(statement: str) -> str:
     """A statement without the password hash it may carry."""
     return re.sub(r"PASSWORD '[^']*'", "PASSWORD '***'", statement)

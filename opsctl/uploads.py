@@ -18,10 +18,14 @@ class Uploads:
     def __init__(self, repositories: Sequence[Repository], database: str, backup_id: str) -> None:
         self.failures: dict[str, RepositoryUnreachable] = {}
         self._uploads: dict[str, Upload] = {}
-        for repository in repositories:
-            with self.surviving(repository.name):
-                self._uploads[repository.name] = repository.begin(database, backup_id)
-        self.require_one()
+        try:
+            for repository in repositories:
+                with self.surviving(repository.name):
+                    self._uploads[repository.name] = repository.begin(database, backup_id)
+            self.require_one()
+        except BaseException:
+            self.abandon()
+            raise
 
     @contextmanager
     def file(self, name: str) -> Iterator[Writer]:

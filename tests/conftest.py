@@ -9,7 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -31,6 +31,11 @@ RICH_SQL = Path(__file__).with_name("rich_schema.sql")
 
 CALLERS_VARIABLES = ("PG", "AWS_", "OPSCTL_", "SENTRY_", "DATABASE_URL")
 """Prefixes of what a developer's shell may hold and no test may see."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "a service that a test needs and does not find fails the test instead of skipping it"
+    parser.addoption("--require-services", action="store_true", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -118,6 +123,24 @@ def cluster(binaries: Binaries) -> Iterator[Cluster]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def cluster_of(pytestconfig: pytest.Config) -> Iterator[Callable[[int], Cluster]]:
+    """``cluster_of(15)``: a running server of that major, one per test process; without one here the test is skipped."""
+    running: dict[int, Cluster] = {}
+    with ExitStack() as cleanup:
+
+        def of_major(major: int) -> Cluster:
+            if major not in running:
+                found = choose_server([b for b in pytestconfig.stash[FOUND] if b.major == major], major)
+                if found is None:
+                    missing = pytest.fail if pytestconfig.getoption("--require-services") else pytest.skip
+                    missing(f"no server of PostgreSQL {major} here (Debian: apt-get install postgresql-{major})")
+                running[major] = cleanup.enter_context(throwaway_cluster(found))
+            return running[major]
+
+        yield of_major
+
+
 @dataclass(frozen=True)
 class Database:
     cluster: Cluster
@@ -179,6 +202,17 @@ def _saas_template(cluster: Cluster) -> Iterator[str]:
 def _rich_template(cluster: Cluster) -> Iterator[str]:
     with _template(cluster, "template_rich", RICH_SQL) as name:
         yield name
+
+
+@pytest.fixture
+def new_database() -> Iterator[Callable[..., Database]]:
+    """``new_database(cluster)``: an empty database on any server, gone after the test with everything named after it."""
+    with ExitStack() as cleanup:
+
+        def make(cluster: Cluster, prefix: str = "empty", template: str = "template1") -> Database:
+            return cleanup.enter_context(_new_database(cluster, prefix, template))
+
+        yield make
 
 
 @pytest.fixture
@@ -442,3 +476,17 @@ def stored(run_opsctl: Opsctl, _stored_template: Path) -> Stored:
     """One backup of everything rich_schema.sql holds, in ``./backups``; its database does not exist any more."""
     shutil.copytree(_stored_template, run_opsctl.work / "backups")
     return _only_backup(run_opsctl.work / "backups")
+
+
+@pytest.fixture
+def back_up(run_opsctl: Opsctl) -> Callable[..., str]:
+    """``back_up(saas)``: a new backup of a database, configured under its own name; its id."""
+
+    def take(database: Database, facts: str = "counts") -> str:
+        text = f'[databases."{database.name}"]\nurl = "{database.url}"\nfacts = "{facts}"\n'
+        (run_opsctl.work / "opsctl.toml").write_text(text)
+        run = run_opsctl("backup", "--json")
+        assert run.returncode == 0, run
+        return str(run.json["result"]["backups"][0]["id"])
+
+    return take

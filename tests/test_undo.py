@@ -82,7 +82,7 @@ def test_undo_takes_the_newest_of_several(run_opsctl, database, restored, databa
 
 def test_properties_survive_restore_and_undo(run_opsctl, database, restored):
     """The undone database takes connections again and kept its own limit and settings."""
-    replace(database, name="postgres").execute(f"ALTER DATABASE {restored} SET work_mem = '3MB'")
+    replace(database, name="postgres").execute(f"ALTER DATABASE \"{restored}\" SET work_mem = '3MB'")
     undo(run_opsctl, database)
 
     assert database.execute("SHOW work_mem") == [("3MB",)]
@@ -127,7 +127,7 @@ def test_forget_drops_everything_put_aside_and_nothing_else(run_opsctl, database
     other = f"{database.name}2__before_20260101T000000Z"
     admin = replace(database, name="postgres")
     for name in (look_alike, other):
-        admin.execute(f"CREATE DATABASE {name}")
+        admin.execute(f'CREATE DATABASE "{name}"')
     run = run_opsctl("restore", "--forget-previous", "--yes", database.name, "--json", url=database.url)
 
     assert run.returncode == 0, run

@@ -109,7 +109,8 @@ def _newest(session: "Session", name: str) -> "Manifest | None":
         backups = read_all(session.repositories_of(name), [name]).backups
     except OpsctlError:
         return None  # the backup itself will say what is wrong
-    return backups[0].manifest if backups else None
+    now = session.clock()
+    return next((backup.manifest for backup in backups if backup.created_at <= now), None)
 
 
 def _rotate(session: "Session", name: str, clock_skew_seconds: float) -> "Pruned":

@@ -32,15 +32,26 @@ def read_catalog(session: "Session", databases: list[str] | None = None) -> "Cat
     return catalog
 
 
-def choose_backup(session: "Session", wanted: str, *, before: str | None = None) -> "Backup":
-    """The one backup that ``wanted`` means. Raises NoSuchBackup, and BackupDamaged for one whose manifest is."""
+def choose_backup(
+    session: "Session", wanted: str, *, before: str | None = None, passing_over_damaged: bool = False
+) -> "Backup":
+    """The one backup that ``wanted`` means. Raises NoSuchBackup, and BackupDamaged for one whose manifest is.
+
+    ``passing_over_damaged``: ``latest`` is then the newest that no verification has found damaged.
+    """
     from opsctl.cli.session import parse_time
     from opsctl.errors import BackupDamaged, NoSuchBackup
 
     catalog = read_catalog(session)
     limit = parse_time(before) if before else None
+    now = session.clock()
     try:
-        return choose(catalog.backups, wanted, now=session.clock(), before=limit)
+        chosen = choose(catalog.backups, wanted, now=now, before=limit)
+        if passing_over_damaged and chosen.failed and wanted.startswith("latest"):
+            session.log().warning("backup.passed_over", backup_id=chosen.id, message="a verification found it damaged")
+            intact = [backup for backup in catalog.backups if not backup.failed]
+            chosen = choose(intact, f"latest:{chosen.database}", now=now, before=limit)
+        return chosen
     except NoSuchBackup:
         for incomplete in catalog.incomplete:
             if incomplete.id == wanted:

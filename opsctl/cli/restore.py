@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 OptionalBackupId = Annotated[
     str | None,
-    typer.Argument(metavar="ID", help="A backup's id or its beginning, latest, or latest:DATABASE. Asks if left out."),
+    typer.Argument(
+        metavar="ID",
+        help="A backup's id or its beginning, latest, or latest:DATABASE; asks if left out. With --undo: a database.",
+    ),
 ]
 BeforeOption = Annotated[
     str | None, typer.Option("--before", metavar="TIME", help="With latest: the newest backup taken before this time.")
@@ -127,9 +130,9 @@ def restore(
 
 def _chosen(session: "Session", backup_id: str | None, before: str | None) -> "Backup":
     if backup_id is not None:
-        return choose_backup(session, backup_id, before=before)
+        return choose_backup(session, backup_id, before=before, passing_over_damaged=True)
     if before is not None:
-        return choose_backup(session, "latest", before=before)
+        return choose_backup(session, "latest", before=before, passing_over_damaged=True)
     if not session.is_interactive:
         raise UsageError("Name the backup to restore.", hint="`opsctl restore latest`, or an id of `opsctl list`.")
     backups = read_catalog(session).backups[:20]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def create_missing_roles(session: "Session", backup: "Backup", server: "Server", *, plan_only: bool) -> Outcome:
     """``restore --globals``: roles come before their objects; what exists already is shown and left as it is."""
-    from opsctl.roles import create_roles, existing_roles, plan_roles, read_globals
+    from opsctl.roles import create_roles, existing_roles, plan_roles, read_globals, without_password
 
     repository, copy = readable_copy(session, backup)
     sql = read_globals(repository, copy.manifest)
@@ -27,8 +27,8 @@ def create_missing_roles(session: "Session", backup: "Backup", server: "Server",
         "backup_id": backup.id,
         "database": backup.database,
         "missing": list(planned.missing),
-        "statements": list(planned.statements),
-        "left_alone": list(planned.left_alone),
+        "statements": [without_password(each) for each in planned.statements],
+        "left_alone": [without_password(each) for each in planned.left_alone],
         "refused": refused,
         "plan": plan_only,
     }
@@ -37,6 +37,6 @@ def create_missing_roles(session: "Session", backup: "Backup", server: "Server",
     text += [f"  refused: {each}" for each in refused]
     if planned.left_alone:
         text.append("The backup also says, and it was left alone:")
-        text += [f"  {statement}" for statement in planned.left_alone]
+        text += [f"  {each}" for each in result["left_alone"]]
     code = ExitCode.ATTENTION if refused else ExitCode.DONE
     return Outcome(result, text, code, fields={"backup_id": backup.id})

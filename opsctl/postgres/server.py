@@ -1,6 +1,5 @@
 """One PostgreSQL server as one login sees it. The only module that opens connections and maps psycopg's errors."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +96,8 @@ class Server:
         if database is not None:
             params["dbname"] = database
         self.parameters: Mapping[str, str] = params
-        self.database = params.get("dbname") or os.environ.get("PGDATABASE") or params.get("user") or "postgres"
+        self._defaults = _libpq_defaults()
+        self.database = params.get("dbname") or self._defaults.get("dbname") or params.get("user") or "postgres"
         self._maintenance_database = maintenance_database
 
     def __repr__(self) -> str:
@@ -106,13 +106,17 @@ class Server:
     @property
     def address(self) -> str:
         """``host:port`` or the socket's folder; never the user's password."""
-        host = self.parameters.get("host") or self.parameters.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
-        port = self.parameters.get("port") or os.environ.get("PGPORT") or "5432"
-        return f"{host}:{port}"
+        return f"{self.host}:{self.parameters.get('port') or self._defaults.get('port') or '5432'}"
+
+    @property
+    def host(self) -> str:
+        """The host's name or address, or the socket's folder."""
+        given = self.parameters.get("host") or self.parameters.get("hostaddr")
+        return given or self._defaults.get("host") or "localhost"
 
     @property
     def password(self) -> str | None:
-        return self.parameters.get("password") or os.environ.get("PGPASSWORD")
+        return self.parameters.get("password") or self._defaults.get("password")
 
     def public_conninfo(self, database: str | None = None) -> str:
         """A connection string without anything secret: what may stand in an argument list."""
@@ -151,7 +155,7 @@ class Server:
     def _unreachable(self, database: str, error: Exception) -> DatabaseUnreachable:
         reason = _connect_reason(str(error))
         hint = next((hint for sign, hint in CONNECT_HINTS if sign in reason), None)
-        user = self.parameters.get("user") or os.environ.get("PGUSER")
+        user = self.parameters.get("user") or self._defaults.get("user")
         login = f" as {user}" if user else ""
         return DatabaseUnreachable(f"Cannot connect to {database!r} at {self.address}{login}: {reason}.", hint=hint)
 
@@ -203,6 +207,14 @@ def _opened(params: dict[str, Any]) -> "Connection":
         if "conversion between UTF8 and" not in str(error):
             raise
     return psycopg.connect(**{**params, "client_encoding": "SQL_ASCII"}, autocommit=True)
+
+
+def _libpq_defaults() -> dict[str, str]:
+    """What libpq itself takes for parameters that are not given: the ``PG*`` variables, then its own defaults."""
+    from psycopg.pq import Conninfo
+
+    options = Conninfo.get_defaults()
+    return {option.keyword.decode(): option.val.decode() for option in options if option.val}
 
 
 def list_databases(server: Server) -> list[str]:

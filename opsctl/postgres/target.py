@@ -1,6 +1,5 @@
 """What a restore will meet on the server: asked before anything is created."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -212,8 +211,7 @@ def _count(connection: "Connection", tables: tuple[TableFacts, ...]) -> dict[tup
 
 def _free_bytes(connection: "Connection", server: Server) -> int | None:
     """Free disk of the data folder, when the server is on this host and says where its data is."""
-    host = server.parameters.get("host") or os.environ.get("PGHOST") or "/"
-    if not host.startswith("/") and host not in {"localhost", "127.0.0.1", "::1"}:
+    if not server.host.startswith("/") and server.host not in {"localhost", "127.0.0.1", "::1"}:
         return None
     folder = maybe(connection, "select setting from pg_settings where name = 'data_directory'")
     try:

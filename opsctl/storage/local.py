@@ -53,6 +53,10 @@ class LocalStorage:
                 if self.root.is_dir():
                     return False  # another run was faster
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+            except FileNotFoundError as error:  # where folders cannot be made at all, as below /proc
+                raise RepositoryUnreachable(
+                    f"The repository {self.root} cannot be created: {error.strerror}.", hint="Name another folder."
+                ) from error
             return True
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:

@@ -1,0 +1,432 @@
+"""The docs are true: what they list is all there is, what they show runs, and every link leads somewhere."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer.main
+from pydantic import BaseModel  # noqa: TID253  # a test may load what it likes
+from pydantic_core import PydanticUndefined
+
+from opsctl import manifest
+from opsctl.cli.app import COMMANDS, app
+from opsctl.config import Environment, FileSettings, load_config
+from opsctl.errors import ExitCode
+from opsctl.retention import Candidate, Policy, parse_duration, plan_prune
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+COMMAND_NAMES = [name for name, _, _ in COMMANDS]
+
+FENCE = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+HEADING = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+CELL = re.compile(r"^\| (.+?) \|", re.MULTILINE)
+CODE = re.compile(r"`([^`]+)`")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def sections(text: str) -> dict[str, str]:
+    """The text under each heading, up to the next heading of any level."""
+    headings = list(HEADING.finditer(FENCE.sub(lambda match: " " * len(match[0]), text)))
+    ends = [heading.start() for heading in headings[1:]] + [len(text)]
+    return {heading[1]: text[heading.end() : end] for heading, end in zip(headings, ends, strict=True)}
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The tables' rows by the code words of their first cell; several words there share a row."""
+    lines = [line for line in FENCE.sub("", text).splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return {word: row for row in cells for word in CODE.findall(row[0])}
+
+
+def blocks(text: str, kind: str) -> list[str]:
+    return [match["text"] for match in FENCE.finditer(text) if match["kind"] == kind]
+
+
+# What is generated, and what is listed
+
+
+def load_generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATOR = load_generator()
+
+
+@pytest.mark.parametrize("path", list(GENERATOR.pages()), ids=name_of)
+def test_generated_pages_are_what_the_generator_writes(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == GENERATOR.pages()[path], "run: make docs"
+
+
+@pytest.mark.parametrize("name", COMMAND_NAMES)
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    group: Any = typer.main.get_command(app)
+    command = group.commands[name]
+    prose, example = GENERATOR.split_help(command.help)
+    assert prose.endswith(".")
+    assert example.startswith(f"opsctl {name}")
+    assert [param.name for param in command.params if not param.help] == []
+
+
+def test_the_readme_names_every_command() -> None:
+    assert set(re.findall(r"\(docs/cli\.md#opsctl-(\w+)\)", page("README.md"))) == set(COMMAND_NAMES)
+
+
+def test_every_exit_code_has_its_row_and_no_row_is_unknown() -> None:
+    table = page("docs/exit-codes.md").partition("## ")[0]
+    documented = re.findall(r"^\| (\d+) \| ([\w ]+?) \|", table, re.MULTILINE)
+    assert {int(number): name.upper().replace(" ", "_") for number, name in documented} == {
+        int(code): code.name for code in ExitCode
+    }
+
+
+def models() -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every section of the configuration file, with its model."""
+
+    def walk(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+        for key, field in model.model_fields.items():
+            inner = [each for each in (field.annotation, *get_args(field.annotation)) if isinstance(each, type)]
+            for each in inner:
+                if issubclass(each, BaseModel):
+                    name = f"{prefix}{key}" + ("" if each is field.annotation else ".NAME")
+                    yield name, each
+                    yield from walk(f"{name}.", each)
+
+    yield from walk("", FileSettings)
+
+
+@pytest.mark.parametrize(("section", "model"), list(models()), ids=str)
+def test_every_configuration_key_has_its_row_with_its_default(section: str, model: type[BaseModel]) -> None:
+    documented = rows(sections(page("docs/configuration.md"))[f"`[{section}]`"])
+    assert {key: row[1] for key, row in documented.items() if row[0] == f"`{key}`"} == {
+        key: spelled(field.default) for key, field in model.model_fields.items()
+    }
+
+
+def spelled(default: Any) -> str:
+    """A default as the docs spell it: as TOML, or as the word for there being none."""
+    if default is None:
+        return "none"
+    if default is PydanticUndefined:
+        return "required"
+    return f"`{'{}' if isinstance(default, BaseModel) else json.dumps(default)}`"
+
+
+def test_every_section_of_the_documented_configuration_exists() -> None:
+    documented = {heading for heading in sections(page("docs/configuration.md")) if heading.startswith("`[")}
+    assert documented == {f"`[{section}]`" for section, _ in models()}
+
+
+def test_every_environment_variable_has_its_row() -> None:
+    reads = re.compile(r'(?:environ|variables)(?:\.get\(|\[)"([A-Z_]+)"|"([A-Z_]+)" in (?:self\.variables|os\.environ)')
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "opsctl").rglob("*.py")]
+    read = {first or second for source in sources for first, second in reads.findall(source)}
+    read |= {str(field.validation_alias) for field in Environment.model_fields.values()}
+    documented = rows(sections(page("docs/configuration.md"))["Environment variables"])
+    assert read - documented.keys() == set()
+    mentioned = "\n".join(sources)
+    assert [name for name in documented if "*" not in name and f'"{name}"' not in mentioned] == []
+
+
+def manifest_classes() -> list[type]:
+    found = [each for each in vars(manifest).values() if isinstance(each, type) and is_dataclass(each)]
+    assert manifest.Manifest in found
+    return found
+
+
+@pytest.mark.parametrize("record", manifest_classes(), ids=lambda each: each.__name__)
+def test_every_manifest_field_has_its_row(record: type) -> None:
+    documented = rows(sections(page("docs/repository-format.md"))[record.__name__])
+    assert documented.keys() == {field.name for field in fields(record)}
+
+
+@pytest.mark.parametrize("level", manifest.EVIDENCE_LEVELS)
+def test_every_evidence_level_has_its_row(level: str) -> None:
+    assert level in rows(sections(page("docs/repository-format.md"))["Evidence"])
+
+
+def test_every_make_target_has_its_row() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", page("Makefile"), re.MULTILINE)) - {"help"}
+    documented = rows(sections(page("CONTRIBUTING.md"))["Set up"])
+    assert {word.partition(" ")[2] for word in documented} - {""} == targets
+
+
+def test_the_documented_layers_are_the_enforced_ones() -> None:
+    contracts = tomllib.loads(page("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    enforced = [sorted(layer.replace("opsctl.", "").split(" | ")) for layer in layers]
+    for name in ("CONTRIBUTING.md", "docs/architecture.md", "docs/decisions/0001-layers.md"):
+        drawn = next(block for block in blocks(page(name), "text") if block.startswith("cli →"))
+        assert [sorted(layer.strip().split(" | ")) for layer in drawn.split("→")] == enforced, name
+
+
+def test_every_module_is_in_the_tree() -> None:
+    tree = next(block for block in blocks(page("docs/architecture.md"), "text") if block.startswith("opsctl/"))
+    modules = [path for path in (ROOT / "opsctl").rglob("*.py") if not path.name.startswith("__")]
+    modules = [path for path in modules if path.parent.name != "telemetry"]  # told in one line
+    assert [path.name for path in modules if path.name not in tree] == []
+    assert [name for name in re.findall(r"\w+\.py", tree) if name not in {path.name for path in modules}] == []
+
+
+# What is shown
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path.read_text(), "toml")], ids=name_of)
+def test_toml_examples_load(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://user@localhost/saasdb")
+    for text in blocks(path.read_text(encoding="utf-8"), "toml"):
+        file = tmp_path / "opsctl.toml"
+        file.write_text(text)
+        config = load_config(file, working_folder=tmp_path)
+        for repository in config.repositories.values():
+            parse_duration(repository.retention.keep_within or "1d")
+
+
+def test_the_retention_example_is_what_prune_decides() -> None:
+    section = sections(page("docs/retention.md"))["An example"]
+    settings = tomllib.loads(blocks(section, "toml")[0])["repositories"]["local"]["retention"]
+    first, now = datetime(2026, 9, 1, 3, tzinfo=UTC), datetime(2026, 11, 23, 12, tzinfo=UTC)
+    nights = [first + timedelta(days=n) for n in range((now - first).days + 1)]
+    plan = plan_prune([Candidate(f"{night:%Y-%m-%d}", night) for night in nights], Policy(**settings), now=now)
+    expected = [(decision.id, ", ".join(decision.reasons)) for decision in plan if decision.keep]
+    assert re.findall(r"^\| (\d{4}-\d\d-\d\d) \| (.+) \|$", section, re.MULTILINE) == expected
+
+
+@pytest.fixture
+def saasdb(cluster: Any, saas: Any) -> Iterator[Any]:
+    """The database of the docs' examples, under its name there; what the examples create goes with it."""
+    admin = replace(saas, name="postgres")
+    before = {name for (name,) in admin.execute("select datname from pg_database")}
+    admin.execute(f"create database saasdb template {saas.name} strategy file_copy")
+    yield replace(saas, name="saasdb")
+    for (name,) in admin.execute("select datname from pg_database"):
+        if name not in before:
+            admin.execute(f'drop database "{name}" with (force)')
+
+
+@dataclass(frozen=True)
+class Shell:
+    folder: Path
+    environment: dict[str, str]
+
+    def __call__(self, script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+
+@pytest.fixture
+def shell(tmp_path: Path, run_opsctl: Any, saasdb: Any, binaries: Any) -> Shell:
+    """A reader's shell: opsctl and PostgreSQL's programs on PATH, DATABASE_URL set, a folder of its own."""
+    cluster, programs = saasdb.cluster, tmp_path / "bin"
+    programs.mkdir()
+    _write_program(programs / "opsctl", f'exec {sys.executable} -m opsctl "$@"')
+    if shutil.which("zstd") is None:
+        _write_program(programs / "zstd", f'exec {sys.executable} -c {UNZSTD!r} "${{@: -1}}"')
+    environment = run_opsctl.environment(
+        url=saasdb.url,
+        env={
+            "PATH": os.pathsep.join([str(programs), str(binaries.folder), os.environ["PATH"]]),
+            "PGHOST": str(cluster.socket_folder),
+            "PGPORT": str(cluster.port),
+            "PGUSER": cluster.user,
+        },
+    )
+    return Shell(run_opsctl.work, environment)
+
+
+UNZSTD = "import sys, zstandard; zstandard.ZstdDecompressor().copy_stream(open(sys.argv[1], 'rb'), sys.stdout.buffer)"
+"""What a machine without the program zstd runs instead of ``zstd --decompress --stdout FILE``."""
+
+
+def _write_program(path: Path, script: str) -> None:
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    path.chmod(0o755)
+
+
+def sh_blocks(path: Path) -> list[str]:
+    """The blocks of a page to be run; one that cannot be says why in a comment before it."""
+    found = [match for match in FENCE.finditer(path.read_text(encoding="utf-8")) if match["kind"] == "sh"]
+    return [match["text"] for match in found if match["reason"] is None]
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if sh_blocks(path)], ids=name_of)
+def test_shell_examples_run(path: Path, shell: Shell) -> None:
+    """Page by page, from top to bottom. Only README and quickstart take their first backup themselves."""
+    if path.name not in {"README.md", "quickstart.md"}:
+        assert shell("opsctl backup").returncode == 0
+    for block in sh_blocks(path):
+        done = shell(block)
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+def test_restoring_by_hand_brings_every_row_back(shell: Shell, saasdb: Any) -> None:
+    shell("opsctl backup")
+    for block in sh_blocks(DOCS / "repository-format.md"):
+        shell(block)
+    tables = ("companies", "users", "messages", "events")
+    counts = " union all ".join(f"select '{table}', count(*) from public.{table}" for table in tables)
+    assert sorted(replace(saasdb, name="restored").execute(counts)) == sorted(saasdb.execute(counts))
+
+
+# What --json prints
+
+OPAQUE = {"result", "manifest", "plan.properties", "steps[].result", "backups[].error"}
+"""Keys whose inside is documented elsewhere."""
+
+
+def paths(value: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a document: ``a``, ``a.b`` inside of an object, ``a[].b`` inside a list of objects."""
+    for key, each in value.items():
+        path = f"{prefix}{key}"
+        if isinstance(each, list) and each and isinstance(each[0], dict):
+            for item in each:
+                yield from paths(item, f"{path}[].")
+        else:
+            yield path
+            if isinstance(each, dict) and path not in OPAQUE:
+                yield from paths(each, f"{path}.")
+
+
+@pytest.fixture
+def real_documents(run_opsctl: Callable[..., Any], saasdb: Any) -> dict[str, list[Any]]:
+    """What each command prints when there is something to tell: documents by section of docs/json-output.md."""
+    work = run_opsctl.work  # type: ignore[attr-defined]
+    (work / "opsctl.toml").write_text(
+        '[databases.saasdb]\nurl_env = "DATABASE_URL"\n[repositories.local]\nurl = "b"\nretention = { keep_last = 1 }\n'
+    )
+    documents: dict[str, list[Any]] = {}
+
+    def run(section: str, *arguments: str) -> None:
+        document = run_opsctl(*arguments, "--json", url=saasdb.url).json
+        documents.setdefault("The envelope", []).append(document)
+        if document["result"] is not None:
+            documents.setdefault(section, []).append(document["result"])
+
+    run("backup", "backup")
+    run("backup", "backup")
+    orphan = work / "b/saasdb/.saasdb-20260101T000000Z-abcd.partial"
+    orphan.mkdir()
+    (orphan / "dump.zst").write_bytes(b"x")
+    three_days_ago = time.time() - 3 * 86400
+    for path in (orphan / "dump.zst", orphan):
+        os.utime(path, (three_days_ago, three_days_ago))
+    run("verify", "verify")
+    run("list", "list")
+    run("show", "show", "latest")
+    run("export", "export", "latest", "-o", "saasdb.dump")
+    run("pin, unpin", "pin", "latest")
+    run("pin, unpin", "unpin", "latest")
+    run("prune", "prune", "--dry-run")
+    run("prune", "prune")
+    saasdb.execute("insert into public.companies (name) values ('one more than in the backup')")
+    run("restore", "restore", "latest")  # refused: nobody confirms it
+    run("restore", "restore", "latest", "--yes", "saasdb")
+    saasdb.execute("update public.users set full_name = 'somebody' where id = 1")
+    run("restore --undo", "restore", "--undo", "--yes", "saasdb")
+    run("restore --globals", "restore", "latest", "--globals", "--plan")
+    run("restore --forget-previous", "restore", "--forget-previous", "--yes", "saasdb")
+    run("demo", "demo")
+    return documents
+
+
+def known(found: set[str], documented: set[str]) -> set[str]:
+    """``found`` without lists that were empty where the docs tell what is in them."""
+    return {path for path in found if not any(each.startswith(f"{path}[].") for each in documented)}
+
+
+def test_json_keys_are_the_documented_ones(real_documents: dict[str, list[Any]]) -> None:
+    text = sections(page("docs/json-output.md"))
+    documented = {heading: set(rows(body)) for heading, body in text.items() if rows(body)}
+    real = {
+        heading: known({path for each in found for path in paths(each)}, documented[heading])
+        for heading, found in real_documents.items()
+    }
+    assert documented.keys() == real.keys()
+    undocumented = {heading: real[heading] - documented[heading] for heading in real}
+    unreal = {heading: documented[heading] - real[heading] for heading in real}
+    assert (
+        {heading: keys for heading, keys in undocumented.items() if keys},
+        {heading: keys for heading, keys in unreal.items() if keys},
+    ) == ({}, {})
+
+
+def test_json_examples_have_documented_keys_only() -> None:
+    for heading, body in sections(page("docs/json-output.md")).items():
+        for example in blocks(body, "json"):
+            assert known(set(paths(json.loads(example))), set(rows(body))) <= set(rows(body)), heading
+
+
+# Links
+
+
+def without_code(text: str) -> str:
+    return FENCE.sub("", text)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors GitHub gives a page's headings."""
+    headings = HEADING.findall(without_code(path.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(path: Path) -> list[tuple[Path, str]]:
+    """Where a page's relative links lead: the file and the anchor."""
+    found = [link for link in LINK.findall(without_code(path.read_text(encoding="utf-8"))) if "://" not in link]
+    return [
+        ((path.parent / link.partition("#")[0]).resolve() if link[0] != "#" else path, link.partition("#")[2])
+        for link in found
+    ]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    for target, anchor in links(path):
+        assert target.exists(), target
+        assert not anchor or anchor in anchors(target), f"{target}#{anchor}"
+
+
+def test_every_file_in_docs_is_reachable_from_the_index() -> None:
+    reached, waiting = set(), [DOCS / "index.md"]
+    while waiting:
+        path = waiting.pop()
+        if path not in reached:
+            reached.add(path)
+            waiting += [target for target, _ in links(path)] if path.suffix == ".md" and path.exists() else []
+    there = {path for path in DOCS.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert there - reached == set()
