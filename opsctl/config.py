@@ -425,7 +425,7 @@ def _explained(error: ValidationError, model: type[BaseModel], *, where: str) ->
     """The first problem as one line that names file and key, never the value: it may be a secret."""
     first = error.errors(include_input=False, include_url=False)[0]
     location = [str(part) for part in first["loc"]]
-    message, hint = first["msg"].removeprefix("Value error, "), None
+    message, hint = first["msg"].removeprefix("Value error, "), "docs/configuration.md describes every key."
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         message = "is not a key opsctl knows"

@@ -8,7 +8,7 @@ catalog.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Literal, cast
@@ -16,8 +16,7 @@ from urllib.parse import quote, unquote
 
 from opsctl.errors import BackupDamaged, RepositoryUnreachable
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, format_time, parse_manifest
-from opsctl.storage import Storage
-from opsctl.storage.local import PARTIAL, Entry
+from opsctl.storage import Entry, Storage
 from opsctl.stream import Writer
 
 MANIFEST = "manifest.json"
@@ -192,8 +191,9 @@ class Repository:
         database, name, entries = found
         prefix = f"{database}/{name}/"
         keys = {entry.key.removeprefix(prefix) for entry in entries}
+        unpublished = self.storage.unpublished(name)
         reason = "interrupted"
-        if MANIFEST in keys and not name.endswith(PARTIAL):
+        if MANIFEST in keys and unpublished is None:
             try:
                 manifest = parse_manifest(self.storage.read(prefix + MANIFEST), where=prefix + MANIFEST)
                 return StoredBackup(self.name, manifest, PIN in keys, tuple(_evidence(keys)))
@@ -201,10 +201,10 @@ class Repository:
                 reason = error.message
             except FileNotFoundError:
                 pass  # being removed by another run
-        # A backup that waits for locks has a folder and no file yet.
-        modified = max((entry.modified_at for entry in entries), default=self.storage.modified_at(prefix))
+        # A backup that waits for locks may have a folder and no file yet.
+        modified = max((entry.modified_at for entry in entries), default=None) or self.storage.modified_at(prefix)
         total = sum(entry.bytes for entry in entries)
-        backup = name.removeprefix(".").removesuffix(PARTIAL)
+        backup = unpublished or name
         return Incomplete(self.name, backup, unquote(database), total, modified, reason, prefix.rstrip("/"))
 
     def has_id_beginning(self, database: str, beginning: str) -> bool:
@@ -213,12 +213,13 @@ class Repository:
             names = self.storage.folders(segment(database))
         except RepositoryUnreachable:
             return False
-        return any(name.removeprefix(".").startswith(beginning) for name in names)
+        return any((self.storage.unpublished(name) or name).startswith(beginning) for name in names)
 
     def begin(self, database: str, backup_id: str) -> "Upload":
         """Begin a new backup. The repository comes into being with its first one."""
         if self.storage.prepare():
-            self.storage.create("RESTORE.txt", RESTORE_TEXT.encode())
+            with suppress(FileExistsError):  # another first run was faster
+                self.storage.create("RESTORE.txt", RESTORE_TEXT.encode())
         return Upload(self.storage, f"{segment(database)}/{backup_id}")
 
     def open(self, manifest: Manifest, file: StoredFile) -> BinaryIO:

@@ -9,10 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from opsctl.errors import ConfigurationError, OpsctlError, Refused, RestoreFailed
+from opsctl.errors import BackupDamaged, ConfigurationError, OpsctlError, Refused, RestoreFailed
 from opsctl.manifest import Facts, Manifest
 from opsctl.postgres.binaries import Binaries
-from opsctl.postgres.databases import apply_properties, create_staging, drop_database, grants
+from opsctl.postgres.databases import (
+    apply_properties,
+    create_staging,
+    drop_database,
+    gather_statistics,
+    grants,
+)
 from opsctl.postgres.facts import compare, present_facts
 from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server
@@ -24,6 +30,18 @@ from opsctl.repository import Repository
 from opsctl.restore_plan import RestoreOptions, RestorePlan, plan_restore
 from opsctl.stream import Advance, check_stored, load
 from opsctl.swap_record import record_swap
+
+
+ARCHIVE_IS_DAMAGED = (
+    "end of file",
+    "could not read from input file",
+    "did not find magic string",
+    "unrecognized data block type",
+    "unexpected block ID",
+    "could not find block ID",
+    "could not uncompress",
+)
+"""pg_restore's words for an archive that is cut or broken, whatever the digests say."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +127,15 @@ class Restore:
         """Load into the database itself, in one transaction: it succeeds as a whole or changes nothing."""
         flags = ["--single-transaction", *(["--clean", "--if-exists"] if plan.mode == "in_place" else [])]
         self._load(self.database, advance, flags)
+        evidence, unanalyzed = self._check(self.database)
         return Restored(
             backup_id=self.manifest.id,
             database=self.database,
             previous_database=None,
             swapped=False,
             outage_seconds=None,
-            evidence=self._check(self.database),
+            evidence=evidence,
+            warnings=tuple(unanalyzed),
         )
 
     def _stage_and_swap(
@@ -130,7 +150,7 @@ class Restore:
                 privileges = grants(connection, staging, properties)
                 refused = apply_properties(connection, staging, properties, rehearse=True)
                 self._load(staging, advance, [])
-                evidence = self._check(staging)
+                evidence, unanalyzed = self._check(staging)
                 apply_properties(connection, staging, properties)
                 swap = Swap(self.database, staging, plan.previous_database, privileges)
                 swapped, remarks = self._swap(swap, clock)
@@ -144,7 +164,7 @@ class Restore:
             swapped=plan.swaps,
             outage_seconds=swapped.outage_seconds if plan.swaps else None,
             evidence=evidence,
-            warnings=(*refused, *remarks),
+            warnings=(*refused, *unanalyzed, *remarks),
         )
 
     def _owner_falls_away(self, plan: RestorePlan) -> bool:
@@ -207,18 +227,18 @@ class Restore:
             archive.flush()
             yield archive
 
-    def _check(self, database: str) -> str:
-        """Compare the copy with the facts and gather its statistics; the evidence that this is."""
+    def _check(self, database: str) -> tuple[str, list[str]]:
+        """Compare the copy with the facts and gather its statistics; the evidence that this is, and remarks."""
         facts: Facts = self.manifest.facts
         with self.server.connect(database) as connection:
             differences = compare(facts, present_facts(connection, database, facts.level))
             if differences:
-                raise RestoreFailed(
+                raise BackupDamaged(
                     f"The restored copy differs from the backup: {'; '.join(differences[:5])}.",
                     hint="`opsctl verify` examines the backup itself.",
                 )
-            connection.execute("analyze")
-        return {"none": "restored", "counts": "counted", "content": "content"}[facts.level]
+            remarks = gather_statistics(connection)
+        return {"none": "restored", "counts": "counted", "content": "content"}[facts.level], remarks
 
     def _clean_up(self, staging: str) -> None:
         """Drop the staging database; after a finished swap there is none of that name. The first error is the one."""
@@ -272,4 +292,5 @@ def _feed(child: Child, chunks: Iterator[bytes]) -> None:
 
 def _require_success(child: Child) -> None:
     if child.finish() != 0:
-        raise child.failure(RestoreFailed, "and what it had loaded is gone again")
+        damaged = any(child.said(sign) for sign in ARCHIVE_IS_DAMAGED)
+        raise child.failure(BackupDamaged if damaged else RestoreFailed, "and what it had loaded is gone again")

@@ -206,7 +206,7 @@ class Standby(Cluster):
 @pytest.fixture
 def standby(cluster):
     """A hot standby of the server; ``.url(database)``."""
-    folder = Path(tempfile.mkdtemp(prefix="opsctl-s-", dir="/tmp"))  # noqa: S108 - a socket's path is short
+    folder = Path(tempfile.mkdtemp(prefix="opsctl-s-", dir="/tmp"))  # a socket's path is short
     folder.chmod(0o711)
     copy = Standby.of(cluster, folder)
     try:

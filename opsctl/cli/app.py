@@ -1,18 +1,13 @@
 """The application: its commands, a line each, and the only way in (`run`)."""
 
-import json
-import secrets
-import sys
-from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from opsctl import __version__
 from opsctl.cli import backup, catalog, demo, prune, restore, verify
-from opsctl.cli.session import Body, command
-from opsctl.errors import ExitCode
-from opsctl.manifest import format_time
+from opsctl.cli.session import Body, Options, command, run_command
+from opsctl.errors import ExitCode, UsageError
 
 BACKUPS = "Backups"
 OPERATION = "Operation"
@@ -30,11 +25,21 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("demo", OPERATION, demo.demo),
 )
 
+HELP = """PostgreSQL backups that are proven, restores that can be undone.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done but needs attention, 10 configuration, 11 locked, \
+12 database unreachable, 13 repository unreachable, 14 no such backup, 15 backup damaged, 16 refused, 70 bug, \
+130 Ctrl-C, 143 SIGTERM.
+"""
+
 app = typer.Typer(
     name="opsctl",
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
+    # Typer's own options of the program load pydantic to find out that they were not given.
+    add_help_option=False,
+    add_completion=False,
 )
 
 
@@ -44,17 +49,23 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+def _print_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True, help=HELP)
 def opsctl(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - its callback does it
         bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
     ] = False,
+    help_wanted: Annotated[  # noqa: ARG001 - its callback does it
+        bool,
+        typer.Option("--help", "-h", help="Show this message and exit.", callback=_print_help, is_eager=True),
+    ] = False,
 ) -> None:
-    """PostgreSQL backups that are proven, restores that can be undone.
-
-    Exit codes: 0 done, 3 done but needs attention, others failed: docs/exit-codes.md names each.
-    """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -74,23 +85,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _usage_error(arguments: list[str], message: str) -> int:
-    """A command line that could not be understood keeps the contract too: one line, a hint, one JSON document."""
+    """A command line that could not be understood keeps the contract too: one error, a hint, one JSON document."""
     words = arguments[: arguments.index("--")] if "--" in arguments else arguments
     names = {name for name, _, _ in COMMANDS}
     name = next((word for word in words if word in names), "opsctl")
     hint = f"`opsctl {name} --help` shows how." if name != "opsctl" else "`opsctl --help` shows how."
-    if "--json" in words:
-        now = format_time(datetime.now(UTC))
-        document = {
-            "schema": f"opsctl.{name}/1",
-            "ok": False,
-            "exit_code": int(ExitCode.USAGE),
-            "run_id": secrets.token_hex(8),
-            "started_at": now,
-            "finished_at": now,
-            "result": None,
-            "error": {"code": "usage", "message": message, "hint": hint},
-        }
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    sys.stderr.write(f"Error: {message}\nHint:  {hint}\n")
-    return int(ExitCode.USAGE)
+
+    def refuse(_session: object) -> NoReturn:
+        raise UsageError(message, hint=hint)
+
+    return run_command(name, refuse, Options(json="--json" in words), {})

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -264,13 +264,23 @@ def _finish(session: Session, outcome: "Outcome") -> int:
     with suppress(KeyboardInterrupt):
         _report(session, outcome)
     run = Run(session.command, session.run_id, session.started_at, session.clock())
+    seconds = (run.finished_at - run.started_at).total_seconds()
     try:
         session.output.stop_progress()
         session.output.finish(run, outcome)
         sys.stdout.flush()
-        _log_end(session, outcome, (run.finished_at - run.started_at).total_seconds())
+        _log_end(session, outcome, seconds)
     except (BrokenPipeError, SystemExit):  # the latter is Rich's word for it
         return _closed_pipe()
+    except OSError as error:  # a full disk
+        _closed_pipe()
+        unsaid = OpsctlError(
+            f"The result could not be printed: {error.strerror}.",
+            hint="The work itself was done; only its output is lost.",
+        )
+        outcome = replace(outcome, error=outcome.error or unsaid)
+        with suppress(OSError):
+            _log_end(session, outcome, seconds)
     return int(outcome.code)
 
 

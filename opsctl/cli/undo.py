@@ -21,6 +21,8 @@ def undo_restore(session: "Session", named: str | None, yes: str | None) -> Outc
         session.output.show(line)
     session.confirm(name, yes, doing="the undo")
     plan, restored = undo.execute(clock=session.clock)
+    for warning in restored.warnings:
+        session.log().warning("restore.warning", message=warning, database=name)
     result = {
         "backup_id": None,
         "database": restored.database,

@@ -52,7 +52,7 @@ def find_binaries(
     for place, is_embedded in places:
         folder = _real_folder(place, program)
         if folder is not None and folder not in found:
-            version = _version(folder / program, timeout_seconds)
+            version = _version(folder / program, search_path, timeout_seconds)
             found[folder] = Binaries(folder, *version, is_embedded) if version else None
     return [binaries for binaries in found.values() if binaries]
 
@@ -115,13 +115,14 @@ def _is_program(path: Path) -> bool:
     return os.access(path, os.X_OK) and path.is_file()
 
 
-def _version(program: Path, timeout_seconds: float) -> tuple[int, str] | None:
+def _version(program: Path, search_path: Sequence[str], timeout_seconds: float) -> tuple[int, str] | None:
     try:
         answer = subprocess.run(
             [program, "--version"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env={"PATH": os.pathsep.join(search_path) or os.defpath},  # nothing secret: it may be anybody's script
             timeout=timeout_seconds,
             check=True,
         )

@@ -202,11 +202,27 @@ def _opened(params: dict[str, Any]) -> "Connection":
     import psycopg
 
     try:
-        return psycopg.connect(**params, autocommit=True)
+        return _session_class().connect(**params, autocommit=True)
     except psycopg.OperationalError as error:
         if "conversion between UTF8 and" not in str(error):
             raise
-    return psycopg.connect(**{**params, "client_encoding": "SQL_ASCII"}, autocommit=True)
+    return _session_class().connect(**{**params, "client_encoding": "SQL_ASCII"}, autocommit=True)
+
+
+@cache
+def _session_class() -> "type[Connection]":
+    import psycopg
+    from psycopg.sql import Composable
+
+    class Session(psycopg.Connection[tuple[Any, ...]]):
+        """Statements are UTF-8 under SQL_ASCII too, where psycopg by itself takes ASCII only."""
+
+        def execute(self, query: Any, params: Any = None, **options: Any) -> "psycopg.Cursor[tuple[Any, ...]]":
+            if self.info.encoding == "ascii" and not isinstance(query, bytes):
+                query = query.as_bytes(None) if isinstance(query, Composable) else query.encode()
+            return super().execute(query, params, **options)
+
+    return Session
 
 
 def _libpq_defaults() -> dict[str, str]:
@@ -234,6 +250,8 @@ def _prepare(connection: "Connection") -> None:
         )
     for kind in ("text", "name", "varchar", "bpchar"):
         connection.adapters.register_loader(kind, _text_loader())
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        connection.execute("set client_encoding = 'SQL_ASCII'")  # else the server insists on valid UTF-8
     version = connection.info.server_version
     settings = [f"set {name} = 0" for name, since in NO_TIMEOUTS if version >= since]
     connection.execute("; ".join(["set search_path = pg_catalog", *settings]))

@@ -11,25 +11,16 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from opsctl.errors import RepositoryUnreachable
+from opsctl.storage import Entry
 
 PARTIAL = ".partial"
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One stored file: ``key`` relative to the repository with ``/`` between segments."""
-
-    key: str
-    bytes: int
-    modified_at: datetime
 
 
 class LocalStorage:
@@ -58,6 +49,10 @@ class LocalStorage:
                     f"The repository {self.root} cannot be created: {error.strerror}.", hint="Name another folder."
                 ) from error
             return True
+
+    def secrets(self) -> tuple[str, ...]:
+        """None: the system knows who we are."""
+        return ()
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """Every file whose key begins with the folder ``prefix``; nothing when the repository does not exist yet."""
@@ -88,8 +83,15 @@ class LocalStorage:
             except FileNotFoundError:
                 return []
 
+    def unpublished(self, folder: str) -> str | None:
+        """What a hidden ``.<name>.partial`` is on its way to."""
+        return folder[1 : -len(PARTIAL)] if folder.startswith(".") and folder.endswith(PARTIAL) else None
+
     def modified_at(self, prefix: str) -> datetime:
-        """When a file last came to or went from a folder; the epoch when it is gone."""
+        """When a file in a folder was last written to; of an empty one, when it was made or emptied."""
+        newest = max((entry.modified_at for entry in self.entries(prefix)), default=None)
+        if newest is not None:
+            return newest
         with self._mapped("list"):
             try:
                 return datetime.fromtimestamp((self.root / prefix).stat().st_mtime, UTC)

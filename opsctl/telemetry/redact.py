@@ -1,5 +1,6 @@
 """The one redactor: it knows the secrets' values and is the last step of everything that leaves the program."""
 
+import json
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -34,10 +35,11 @@ class Redactor:
         self._public |= set(names)
 
     def add(self, secrets: Iterable[str]) -> None:
-        """Learn secrets: each as it is, and percent-encoded."""
+        """Learn secrets: each as it is, percent-encoded, and as repr, JSON and libpq escape it in a message."""
         for secret in secrets:
             if len(secret) >= SHORTEST and secret not in self._public:
-                self._values |= {secret, quote(secret, safe=""), quote(secret)}
+                escaped = {repr(secret)[1:-1], *(json.dumps(secret, ensure_ascii=flag)[1:-1] for flag in (True, False))}
+                self._values |= {secret, quote(secret, safe=""), quote(secret), *escaped}
         longest_first = sorted(self._values, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 

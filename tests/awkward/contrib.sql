@@ -34,9 +34,5 @@ CREATE USER MAPPING FOR CURRENT_USER SERVER loopback OPTIONS (user 'nobody', pas
 CREATE FOREIGN TABLE contrib.remote (id integer OPTIONS (column_name 'ID')) SERVER loopback OPTIONS (schema_name 's', table_name 't');
 CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
 CREATE FOREIGN TABLE contrib.from_a_file (line text) SERVER files OPTIONS (filename '/does/not/exist', format 'text');
-CREATE TABLE contrib.mixed (id integer, kind text) PARTITION BY LIST (kind);
-CREATE TABLE contrib.mixed_here PARTITION OF contrib.mixed FOR VALUES IN ('here');
-CREATE FOREIGN TABLE contrib.mixed_there PARTITION OF contrib.mixed FOR VALUES IN ('there') SERVER loopback;
-INSERT INTO contrib.mixed VALUES (1, 'here');
 
 RESET client_min_messages;
