@@ -118,10 +118,28 @@ class RetentionSettings(Settings):
 
 
 class RepositorySettings(Settings):
-    """``[repositories.<name>]``: where backups live."""
+    """``[repositories.<name>]``: where backups live. All but ``url`` and ``retention`` are for ``s3://`` alone."""
 
     url: str
     retention: RetentionSettings = RetentionSettings()
+    endpoint_url: Annotated[str, Field(pattern=r"^https?://[^/@?#]+/?$")] | None = None
+    region: str | None = None
+    profile: str | None = None
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    storage_class: str | None = None
+    server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    kms_key_id: str | None = None
+    ca_bundle: Path | None = None
+
+    @model_validator(mode="after")
+    def _fitting_keys(self) -> "RepositorySettings":
+        if not self.url.startswith("s3://"):
+            irrelevant = [key for key in type(self).model_fields if key in self.model_fields_set - {"url", "retention"}]
+            if irrelevant:
+                raise ValueError(f"{irrelevant[0]} is for s3:// repositories only")
+        if self.kms_key_id is not None and self.server_side_encryption in {None, "AES256"}:
+            raise ValueError('kms_key_id needs server_side_encryption = "aws:kms"')
+        return self
 
 
 class SentrySettings(Settings):
@@ -237,6 +255,12 @@ class Config:
         url = self.repositories[name].url
         return url if "://" in url else str((self.folder / Path(url).expanduser()).absolute())
 
+    def repository(self, name: str) -> RepositorySettings:
+        """A repository's settings, with relative paths made absolute."""
+        settings = self.repositories[name]
+        bundle = settings.ca_bundle and (self.folder / settings.ca_bundle.expanduser()).absolute()
+        return settings.model_copy(update={"url": self.repository_url(name), "ca_bundle": bundle})
+
     def database_url(self, name: str) -> str:
         """The database's URL: ``direct_url``, else ``url`` or the variable that ``url_env`` names."""
         settings = self.database(name)
@@ -270,7 +294,7 @@ class Config:
                 ) from error
         if settings.password_command is None:
             return None
-        hint = f"Run it by hand as the user opsctl runs as: {settings.password_command}"
+        hint = "Run it by hand, as the user opsctl runs as and without a shell."  # it may hold a token itself
         try:
             answer = subprocess.run(
                 shlex.split(settings.password_command), check=True, capture_output=True, timeout=30, text=True
@@ -297,6 +321,10 @@ class Config:
     def search_path(self) -> list[str]:
         """The folders of PATH."""
         return [folder for folder in self.variables.get("PATH", os.defpath).split(os.pathsep) if folder]
+
+    @property
+    def sentry_environment(self) -> str | None:
+        return self.sentry.environment or self.variables.get("SENTRY_ENVIRONMENT") or None
 
     @property
     def sentry_dsn(self) -> str | None:

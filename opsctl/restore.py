@@ -21,7 +21,7 @@ from opsctl.postgres.databases import (
 )
 from opsctl.postgres.facts import compare, present_facts
 from opsctl.postgres.lock import database_lock
-from opsctl.postgres.server import Server
+from opsctl.postgres.server import Server, one
 from opsctl.postgres.swap import Swap, Swapped, end_standby_sessions, execute_swap, remove_leftovers
 from opsctl.postgres.target import inspect_target
 from opsctl.postgres.tools import Child, Tools
@@ -30,7 +30,6 @@ from opsctl.repository import Repository
 from opsctl.restore_plan import RestoreOptions, RestorePlan, plan_restore
 from opsctl.stream import Advance, check_stored, load
 from opsctl.swap_record import record_swap
-
 
 ARCHIVE_IS_DAMAGED = (
     "end of file",
@@ -176,16 +175,10 @@ class Restore:
             return execute_swap(self.server, swap), []  # nobody was there: nothing to hold back, nothing to undo
         with self.server.connect(swap.incoming) as inside:
             counters = read_counters(inside)
-        swapped, remarks = swap_with_hooks(self.server, swap, self.swap_settings, self.tools)
-        record_swap(
-            self.state_path,
-            self.server,
-            swapped.incoming_oid,
-            backup_id=self.manifest.id,
-            at=clock(),
-            counters=counters,
-        )
-        return swapped, remarks
+            (oid,) = one(inside, "select oid from pg_database where datname = current_database()")
+        # Before the swap: a signal that came during it takes effect right after it.
+        record_swap(self.state_path, self.server, oid, backup_id=self.manifest.id, at=clock(), counters=counters)
+        return swap_with_hooks(self.server, swap, self.swap_settings, self.tools)
 
     def _load(self, database: str, advance: Advance, flags: list[str]) -> None:
         binaries = self._binaries()

@@ -125,7 +125,7 @@ def cluster(binaries: Binaries) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def cluster_of(pytestconfig: pytest.Config) -> Iterator[Callable[[int], Cluster]]:
-    """``cluster_of(15)``: a running server of that major, one per test process; without one here the test is skipped."""
+    """``cluster_of(15)``: a running server of that major, one per test process; skips the test where there is none."""
     running: dict[int, Cluster] = {}
     with ExitStack() as cleanup:
 
@@ -206,7 +206,7 @@ def _rich_template(cluster: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 def new_database() -> Iterator[Callable[..., Database]]:
-    """``new_database(cluster)``: an empty database on any server, gone after the test with everything named after it."""
+    """``new_database(cluster)``: an empty database on any server; it goes with everything named after it."""
     with ExitStack() as cleanup:
 
         def make(cluster: Cluster, prefix: str = "empty", template: str = "template1") -> Database:

@@ -95,7 +95,7 @@ def test_everything_comes_back(run_opsctl, cluster_of, new_database, facts_of, o
 
 
 def test_statistics_that_cannot_be_gathered_fail_no_restore(run_opsctl, database, facts_of):
-    """A partition on a server that does not answer: the copy is good and swapped in, and 3 says what lacks statistics."""
+    """A partition on a server that does not answer: the copy is swapped in, and 3 says what lacks statistics."""
     database.execute(
         """CREATE FOREIGN DATA WRAPPER nobody; CREATE SERVER elsewhere FOREIGN DATA WRAPPER nobody;
            CREATE TABLE plain AS SELECT n FROM generate_series(1, 9) n;

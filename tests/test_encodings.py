@@ -30,7 +30,7 @@ def new_encoded(database, encoding):
 
 
 def fill(database, word, client_encoding="UTF8"):
-    """A schema, tables, a column, a sequence and rows named ``word``, of which one table has more rows than the other."""
+    """A schema, tables, a column, a sequence and rows named ``word``, in tables of different sizes."""
     script = f'''
         CREATE SCHEMA "{word}";
         CREATE TABLE "{word}"."{word}" (id serial PRIMARY KEY, "{word} ""x""" text);
@@ -72,7 +72,7 @@ def round_trip(run_opsctl, database, facts_of, only_backup, **options):
     return facts
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", ["UTF8", "LATIN1", "EUC_JP", "EUC_TW", "WIN1251"])
 def test_every_encoding_round_trips(run_opsctl, database, facts_of, only_backup, encoding):
     """Names and rows in the database's own script; verify matches the archive's names with the manifest's."""
     encoded = new_encoded(database, encoding)
@@ -130,7 +130,7 @@ def test_login_and_environment_do_not_decide_the_archives_encoding(run_opsctl, d
     assert ENCODINGS["LATIN1"].encode() not in dump
 
 
-@pytest.mark.parametrize("encoding", ["UTF8", "LATIN1", "WIN1251", "EUC_JP"])
+@pytest.mark.parametrize("encoding", ["LATIN1", "EUC_JP"])
 def test_tables_are_excluded_by_any_name(run_opsctl, database, facts_of, encoding):
     """``exclude_tables`` reaches pg_dump in the database's encoding: the data really stays out."""
     encoded, word = new_encoded(database, encoding), ENCODINGS[encoding]

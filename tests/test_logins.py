@@ -443,7 +443,9 @@ KILLED = (
     '"$real" "$@" 0< <(head -c 120000 <&3; exec sleep 2 3<&-) & loading=$!; sleep 0.7; kill -9 $loading;'
     " wait $loading; exit 1"
 )
-each_failure = pytest.mark.parametrize("body", [CUT, KILLED], ids=["cut", "killed"])
+each_failure = pytest.mark.parametrize(
+    ("body", "ends"), [(CUT, (15, "backup_damaged")), (KILLED, (1, "restore_failed"))], ids=["cut", "killed"]
+)
 
 
 def test_alternative_is_named(run, make_shop, all_databases):
@@ -482,15 +484,14 @@ def test_into_an_empty_database_that_was_given(run, given, facts_of, all_databas
 
 
 @each_failure
-def test_failing_load_leaves_the_given_database_empty(run, given, binaries, tmp_path, body):
+def test_failing_load_leaves_the_given_database_empty(run, given, binaries, tmp_path, body, ends):
     """One transaction: as a whole, or nothing; whether pg_restore reports an error or is killed."""
     shop, empty = given
     assert run("backup", shop=shop).returncode == 0
     env = failing_restore(tmp_path / "bin", binaries, body)
     failed = run("restore", "latest", "--into", empty.name, shop=shop, env=env)
 
-    assert failed.returncode == 1, failed
-    assert failed.json["error"]["code"] == "restore_failed"
+    assert (failed.returncode, failed.json["error"]["code"]) == ends, failed
     assert empty.execute("SELECT count(*) FROM pg_class WHERE oid >= 16384") == [(0,)]
     assert run("restore", "latest", "--into", empty.name, shop=shop).returncode == 0
 
@@ -518,7 +519,7 @@ def test_in_place_overwrites_in_one_transaction(run, make_shop, facts_of, all_da
 
 
 @each_failure
-def test_failing_load_in_place_changes_nothing(run, make_shop, facts_of, binaries, tmp_path, body):
+def test_failing_load_in_place_changes_nothing(run, make_shop, facts_of, binaries, tmp_path, body, ends):
     """A load that dies half way leaves the live database as it was, to the last row."""
     shop = make_shop("bound")
     assert run("backup", shop=shop).returncode == 0
@@ -527,8 +528,7 @@ def test_failing_load_in_place_changes_nothing(run, make_shop, facts_of, binarie
     env = failing_restore(tmp_path / "bin", binaries, body)
     failed = run("restore", "latest", "--in-place", "--yes", "shop", shop=shop, env=env)
 
-    assert failed.returncode == 1, failed
-    assert failed.json["error"]["code"] == "restore_failed"
+    assert (failed.returncode, failed.json["error"]["code"]) == ends, failed
     assert facts_of(shop.database).tables == damaged
 
 

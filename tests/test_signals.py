@@ -143,6 +143,7 @@ def test_second_signal_does_not_stop_the_cleaning_up(run_opsctl, saas, binaries,
     programs = write_programs(tmp_path / "bin", binaries, pg_dump=f"trap '' TERM; touch {marker}; sleep 600")
     process = run_opsctl.start("backup", "--json", url=saas.url, env=programs)
     wait_for(marker.exists, "pg_dump was started")
+    time.sleep(0.5)  # it can only be waited for once it is known to have started
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
         process.send_signal(number)
         time.sleep(0.2)

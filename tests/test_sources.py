@@ -167,7 +167,8 @@ def with_logs(database):
            CREATE TABLE logs."log Web" AS SELECT 2 AS id;
            CREATE TABLE logs.other AS SELECT 3 AS id;
            CREATE TABLE parts (id int, at date) PARTITION BY RANGE (at);
-           CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM ('2026-01-01') TO ('2026-02-01') PARTITION BY LIST (id);
+           CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM ('2026-01-01') TO ('2026-02-01')
+               PARTITION BY LIST (id);
            CREATE TABLE parts_1_1 PARTITION OF parts_1 DEFAULT;
            CREATE TABLE parts_rest PARTITION OF parts DEFAULT;
            INSERT INTO parts VALUES (1, '2026-01-05'), (2, '2030-01-01')"""
@@ -187,7 +188,7 @@ def with_logs(database):
     ],
 )
 def test_excluded_tables_are_empty_tables(run_opsctl, database, facts_of, only_backup, pattern, without):
-    """``exclude_tables`` leaves out rows, not tables: what depends on them restores; the manifest and the plan name them."""
+    """``exclude_tables`` leaves out rows, not tables: their views restore; the manifest and the plan name them."""
     with_logs(database)
     write_config(run_opsctl, section(database, f'facts = "content"\nexclude_tables = ["{pattern}"]'))
     facts = {f"{each.schema}.{each.name}": each for each in facts_of(database).tables}
@@ -377,7 +378,7 @@ def globals_of(stored):
 
 
 def test_roles_without_and_with_passwords(run_opsctl, database, login, only_backup):
-    """A plain login saves the roles without passwords, whatever is configured; a superuser saves the hashes on demand."""
+    """A plain login saves the roles without passwords, whatever is configured; a superuser saves hashes if told to."""
     database.execute(f"ALTER ROLE {login} PASSWORD 'planted-canary-secret'; GRANT pg_read_all_data TO {login}")
     write_config(run_opsctl, section(database, "role_passwords = true", as_login(database, login)))
     backed_up(run_opsctl)
@@ -398,7 +399,7 @@ def test_roles_without_and_with_passwords(run_opsctl, database, login, only_back
 
 
 def test_rows_behind_row_security_are_counted(run_opsctl, database, login, only_backup):
-    """Forced row security hides no row from a superuser's backup; an owner it binds gets an error, never half a table."""
+    """Forced row security hides nothing from a superuser's backup; the owner it binds gets an error, never a part."""
     database.execute(f"ALTER DATABASE {database.name} OWNER TO {login}; ALTER SCHEMA public OWNER TO {login}")
     with connected_as(database, login) as connection:
         connection.execute("CREATE TABLE tenants AS SELECT n AS id FROM generate_series(1, 10) n")

@@ -159,9 +159,13 @@ class Session:
         from opsctl.repository import Repository
         from opsctl.storage import open_storage
 
-        return {
-            name: Repository(name, open_storage(self.config.repository_url(name))) for name in self.config.repositories
-        }
+        repositories = {}
+        for name in self.config.repositories:
+            settings = self.config.repository(name)
+            storage = open_storage(settings.url, settings)
+            self.redactor.add(storage.secrets())
+            repositories[name] = Repository(name, storage)
+        return repositories
 
     def repositories_of(self, database: str) -> list["Repository"]:
         return [self.repositories[name] for name in self.config.repositories_of(database)]
@@ -311,7 +315,7 @@ def _report(session: Session, outcome: "Outcome") -> None:
         return
     try:
         dsn = session.config.sentry_dsn
-        environment = session.config.sentry.environment
+        environment = session.config.sentry_environment
     except OpsctlError:
         from opsctl.config import environment_dsn
 

@@ -48,12 +48,16 @@ class Table:
     name: str
     quoted: bytes
     native: bytes
+    condition: bytes
+    """Which rows are dumped, as a WHERE clause: an extension may name those of its rows that are not its own."""
 
 
 def list_tables(connection: "Connection", *, kinds: str = "r") -> list[Table]:
     """The tables pg_dump would dump: ``kinds`` ``r`` are those with rows of their own, ``rp`` partitioned ones too."""
     query = (
-        "select c.oid, nspname, relname, textsend(quoted), convert_to(quoted, getdatabaseencoding())"
+        "select c.oid, nspname, relname, textsend(quoted), convert_to(quoted, getdatabaseencoding()),"
+        " textsend(coalesce((select extcondition[array_position(extconfig, c.oid)]"
+        " from pg_extension where c.oid = any(extconfig)), ''))"
         f" {TABLES} and relkind = any(%s) order by c.oid"
     )
     return [Table(*row) for row in rows(connection, query, (list(kinds),))]
@@ -171,7 +175,7 @@ def count_table(connection: "Connection", table: Table, level: FactsLevel) -> Ta
     unknown = TableFacts(table.schema, table.name)
     if level == "none":
         return unknown
-    query = b"select count(*) from only " + table.quoted
+    query = b"select count(*) from only %b %b" % (table.quoted, table.condition)
     if level == "content":
         query = _content_query(connection, table)
     try:
@@ -195,8 +199,9 @@ def _content_query(connection: "Connection", table: Table) -> bytes:
         (table.oid,),
     )[0]
     return (
-        b"select count(*), coalesce(sum(hashtextextended((t.*)::text, 0)::numeric), 0) from (select %b from only %b) t"
-    ) % (columns, table.quoted)
+        b"select count(*), coalesce(sum(hashtextextended((t.*)::text, 0)::numeric), 0)"
+        b" from (select %b from only %b %b) t"
+    ) % (columns, table.quoted, table.condition)
 
 
 def count_large_objects(connection: "Connection", level: FactsLevel) -> tuple[int | None, str | None]:

@@ -4,11 +4,12 @@ The tables are locked in ACCESS SHARE before the snapshot is taken: an exported 
 TRUNCATE and table rewrites. Locking is a utility statement, so the snapshot comes into being after it, with the export.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from opsctl.errors import DumpFailed, LockHeld
 from opsctl.manifest import Facts
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from opsctl.postgres.server import Connection
 
 ATTEMPTS = 10
-"""How often the list of tables is taken anew when tables come and go in between."""
+"""How often, at least, the list of tables is taken anew when tables come and go in between."""
+
+TURN_SECONDS = 0.4
+"""How long all locks together may take at first: well below deadlock_timeout, which is a second by default."""
+
+PATIENCE_GROWTH = 1.1
+"""Each turn lasts a little longer than the last one: locking very many tables takes its time too."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +54,7 @@ def open_snapshot(
     with server.connect(application_name="opsctl snapshot", lasting=True) as connection:
         connection.execute(PINNED)
         connection.execute("select set_config('lock_timeout', %s, false)", (f"{int(lock_timeout_seconds * 1000)}ms",))
-        for _attempt in range(ATTEMPTS):
-            wanted = list_tables(connection, kinds="rp")
-            if not _begin_with_locks(connection, server, wanted, lock_timeout_seconds):
-                continue
-            snapshot_id = one(connection, "select pg_export_snapshot()")[0]
-            if {table.oid for table in list_tables(connection, kinds="rp")} <= {table.oid for table in wanted}:
-                break
-            connection.execute("rollback")
-        else:
-            raise DumpFailed(
-                f"Tables appear and disappear faster than they can be locked ({ATTEMPTS} attempts).",
-                hint="Stop what creates and drops them for a moment; temporary tables do not matter.",
-            )
+        snapshot_id, wanted = _locked(connection, server, lock_timeout_seconds)
         oid, size = one(
             connection,
             "select oid, pg_database_size(oid) from pg_database where datname = current_database()",
@@ -92,32 +87,69 @@ def _excluded(connection: "Connection", tables: list[Table], patterns: Sequence[
     return [table for table in tables if table.oid in chosen], warnings
 
 
-def _begin_with_locks(connection: "Connection", server: Server, tables: list[Table], timeout_seconds: float) -> bool:
-    """Whether all tables could be locked; not when one of them has gone meanwhile."""
+def _locked(connection: "Connection", server: Server, timeout_seconds: float) -> tuple[str, list[Table]]:
+    """The exported snapshot of a transaction that holds a lock on every table, and those tables.
+
+    All locks or none: whoever waits for one table while holding another could be in a deadlock with an application,
+    whose transaction PostgreSQL might end. So a turn is shorter than the wait after which deadlocks are looked for.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    patience = TURN_SECONDS
+    attempts = 0
+    while True:
+        attempts += 1
+        tables = list_tables(connection, kinds="rp")
+        left = deadline - time.monotonic()
+        outcome = _begin_with_locks(connection, tables, max(0.01, min(patience, left)))
+        if outcome == "locked":
+            snapshot_id = one(connection, "select pg_export_snapshot()")[0]
+            if {table.oid for table in list_tables(connection, kinds="rp")} <= {table.oid for table in tables}:
+                return snapshot_id, tables
+            connection.execute("rollback")
+        elif outcome == "busy":
+            patience *= PATIENCE_GROWTH
+        if time.monotonic() < deadline:
+            continue
+        if outcome == "busy":
+            holders = _blockers(connection, tables)
+            raise LockHeld(
+                f"A table of {server.database!r} stayed locked for {timeout_seconds:g} s: {holders}.",
+                hint="Let that session finish or end it, or raise lock_timeout_seconds.",
+            )
+        if attempts >= ATTEMPTS:
+            raise DumpFailed(
+                f"Tables appear and disappear faster than they can be locked ({attempts} attempts).",
+                hint="Stop what creates and drops them for a moment; temporary tables do not matter.",
+            )
+
+
+def _begin_with_locks(
+    connection: "Connection", tables: list[Table], seconds: float
+) -> Literal["locked", "busy", "gone"]:
+    """Begin a transaction with all tables locked, or none when one is locked for longer or has gone meanwhile."""
     import psycopg
 
     connection.execute("begin isolation level repeatable read, read only")
     if not tables:
-        return True
+        return "locked"
     names = b", ".join(b"only " + table.quoted for table in tables)
     try:
+        connection.execute(f"set local statement_timeout = '{int(seconds * 1000)}ms'")
         connection.execute(b"lock table %b in access share mode" % names)
+        connection.execute("set local statement_timeout = 0")
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.WrongObjectType):
         connection.execute("rollback")
-        return False
-    except psycopg.errors.LockNotAvailable:
+        return "gone"
+    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
         connection.execute("rollback")
-        raise LockHeld(
-            f"A table of {server.database!r} stayed locked for {timeout_seconds:g} s: {_blockers(connection, tables)}.",
-            hint="Let that session finish or end it, or raise lock_timeout_seconds.",
-        ) from None
+        return "busy"
     except psycopg.errors.InsufficientPrivilege as error:
         connection.execute("rollback")
         raise DumpFailed(
             f"The login may not read everything: {error.diag.message_primary}.",
             hint="GRANT pg_read_all_data TO the login, or dump as the owner of the tables.",
         ) from None
-    return True
+    return "locked"
 
 
 def _blockers(connection: "Connection", tables: list[Table]) -> str:

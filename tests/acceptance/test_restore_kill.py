@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
@@ -16,11 +17,11 @@ from opsctl.postgres.cluster import throwaway_cluster
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
-KILLS = 84
-SWAP_KILLS = 16
+KILLS = {"opsctl": 60, "pg_restore": 16, "server": 12}
+SWAP_KILLS = 12
 CLIENTS = 12
 TABLES = 4
-ROWS = 20_000
+ROWS = 10_000
 SEED = 20261123
 
 CONTENT = " UNION ALL ".join(f"SELECT min(version), max(version), count(*) FROM t{n}" for n in range(TABLES))
@@ -79,6 +80,10 @@ def processes_of(run_opsctl, name=b""):
     return found
 
 
+def loading(run_opsctl):
+    return processes_of(run_opsctl, b"--exit-on-error")
+
+
 def restore(run_opsctl):
     return run_opsctl.start("restore", "latest", "--yes", "db", "--json")
 
@@ -101,7 +106,7 @@ def hit(victim, process, run_opsctl, cluster):
     if victim == "server":
         cluster.kill()
     elif victim == "pg_restore":
-        for pid in processes_of(run_opsctl, b"pg_restore")[:1]:
+        for pid in loading(run_opsctl)[:1]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     else:
@@ -111,7 +116,8 @@ def hit(victim, process, run_opsctl, cluster):
 
 
 @pytest.mark.timeout(400)
-def test_killed_at_random_points(run_opsctl, versioned, cluster, databases_like, record_property):
+@pytest.mark.parametrize("victim", list(KILLS))
+def test_killed_at_random_points(run_opsctl, versioned, cluster, databases_like, record_property, victim):
     """The program, its pg_restore or the whole server: live is old or new, and the next run cleans up."""
     chance = random.Random(SEED)  # noqa: S311
     started = time.monotonic()
@@ -119,32 +125,33 @@ def test_killed_at_random_points(run_opsctl, versioned, cluster, databases_like,
     process.communicate(timeout=60)
     assert process.returncode == 0
     duration = time.monotonic() - started
-    victims = ["opsctl"] * (KILLS * 6 // 10) + ["pg_restore"] * (KILLS * 2 // 10)
-    victims += ["server"] * (KILLS - len(victims))
-    chance.shuffle(victims)
     seen = {1: 0, 2: 0}
     leftovers = 0
-    for victim in victims:
+    for _ in range(KILLS[victim]):
         drop_previous(versioned)
         to_version_2(versioned)
         process = restore(run_opsctl)
-        with suppress(Exception):
-            process.wait(chance.uniform(0.2, 1) * duration)
+        begun = 0.2 * duration
+        if victim == "pg_restore":
+            wait_for(lambda: loading(run_opsctl) or process.poll() is not None, "the load begins")  # noqa: B023
+            begun = 0
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(begun + chance.uniform(0, 0.1 if victim == "pg_restore" else 0.8 * duration))
         hit(victim, process, run_opsctl, cluster)
         wait_for(lambda: not processes_of(run_opsctl), "every child has ended")
         assert versioned.name in databases_like(versioned)
         seen[version_of(versioned.execute(CONTENT))] += 1
         left = staging(databases_like, versioned)
-        assert len(left) <= 1, "the run before has cleaned up after the one before it"
+        assert len(left) <= (0 if victim == "pg_restore" else 1), "whoever can clean up does"
         leftovers += len(left)
     run = run_opsctl("restore", "latest", "--yes", "db", "--json")
     record_property("old_or_new", f"{seen[2]} old, {seen[1]} new, {leftovers} staging databases left and removed")
-    print(f"{len(victims)} kills: {seen[2]} old, {seen[1]} new, {leftovers} staging left and removed")  # noqa: T201
+    print(f"{victim} killed: {seen[2]} old, {seen[1]} new, {leftovers} staging left and removed")  # noqa: T201
 
     assert run.returncode == 0, run
     assert version_of(versioned.execute(CONTENT)) == 1
     assert staging(databases_like, versioned) == []
-    assert leftovers > 0, "no kill hit the load: nothing was shown"
+    assert leftovers > 0 or victim != "opsctl", "no kill hit the load: nothing was shown"
     assert seen[2] > 0
 
 
@@ -186,6 +193,7 @@ class Clients:
                     version_of(found)
                 except (AssertionError, ValueError):
                     self.halves.append(found)
+            time.sleep(0.005)
 
 
 @pytest.mark.timeout(400)
@@ -203,7 +211,7 @@ def test_killed_in_the_swap_under_clients(run_opsctl, versioned, cluster, databa
             marker.unlink(missing_ok=True)
             process = restore(run_opsctl)
             wait_for(lambda: marker.exists() or process.poll() is not None, "the swap begins")  # noqa: B023
-            time.sleep(chance.uniform(0, 0.25))
+            time.sleep(chance.uniform(0, 0.7))
             hit("server" if number % 4 == 3 else "opsctl", process, run_opsctl, cluster)
             rounds = clients.rounds
             wait_for(lambda: clients.rounds > rounds + CLIENTS, "the clients go on")  # noqa: B023
