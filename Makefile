@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SERVICES := postgresql pgbouncer
+SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types fmt docs bench build image acceptance clean

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.end_to_end
 
-SMALL, MANY = 10, 50
+SMALL, MANY = 4, 50
 BACKUP_SECONDS = 120
 PAUSES = {"_write": 0.005, "_truncate": 0.7, "_define": 1}
 """Seconds between two transactions; between two that lock a table whole, pg_dump needs a moment to come in."""
