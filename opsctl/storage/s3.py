@@ -7,45 +7,27 @@ A multipart upload that is under way is listed as the file it will be, with the 
 so an interrupted one is seen, and one that still grows is known to be alive.
 """
 
-import io
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from errno import ENOENT
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from opsctl.errors import ConfigurationError, RepositoryUnreachable
 from opsctl.storage import Entry
+from opsctl.storage.s3_errors import MESSAGES, Place, broken_off, error_code, failed, http_status, refused
+from opsctl.storage.s3_transfer import MIB, Fetched, S3Publication, S3Reader
 
 if TYPE_CHECKING:
     from opsctl.config import RepositorySettings
 
-MIB = 1 << 20
-PART_BYTES = 16 * MIB
-PARTS_PER_SIZE = 1000
-LARGEST_PART_BYTES = 1088 * MIB
-"""Parts double every thousand: 16 MiB up to 15 GiB, 32 MiB up to 46 GiB; at this size 10,000 of them hold 5 TiB."""
-
-UPLOAD_BYTES = 96 * MIB
-UPLOADS = 4
-"""How much of one stream is held in memory, and in how many parts on their way at once; never fewer than one."""
-
-RANGE_BYTES = 8 * MIB
-RANGES_AHEAD = 3
-"""How a file is read: this many ranges are fetched while one is consumed."""
-
 ATTEMPTS = 5
 CONNECTIONS = 16
-ABANDON_SECONDS = 5
-"""How long an abandoned upload waits for the parts that are on their way, to abort again what they left."""
 
-T = TypeVar("T")
 AddressingStyle = Literal["auto", "path", "virtual"]
 
 
@@ -163,7 +145,7 @@ class S3Storage:
                 for page in pages:
                     found += [each for each in page.get("Uploads", ()) if each["Key"].startswith(inside)]
             except ClientError as error:
-                if _code(error) != "NoSuchUpload" and _status(error) not in {400, 403, 405, 501}:
+                if error_code(error) != "NoSuchUpload" and http_status(error) not in {400, 403, 405, 501}:
                     raise
         return found
 
@@ -182,12 +164,12 @@ class S3Storage:
     # Reading
 
     def open(self, key: str) -> BinaryIO:
-        return cast("BinaryIO", _Reader(self, key))
+        return cast("BinaryIO", S3Reader(self, key))
 
     def read(self, key: str) -> bytes:
         return self.fetch(key).data
 
-    def fetch(self, key: str, start: int = 0, end: int | None = None) -> "_Fetched":
+    def fetch(self, key: str, start: int = 0, end: int | None = None) -> Fetched:
         """The bytes from ``start`` to before ``end``, or to the object's end: one that breaks off is continued."""
         data, etag, total = bytearray(), None, 0
         for last_attempt in _attempts():
@@ -196,11 +178,11 @@ class S3Storage:
             total = _total_bytes(answer)
             self._require_same(key, etag, answer)
             etag = answer.get("ETag")
-            with self._mapped("read"), _unless(last_attempt, _broken_off()), closing(answer["Body"]) as body:
+            with self._mapped("read"), _unless(last_attempt, broken_off()), closing(answer["Body"]) as body:
                 while chunk := body.read(MIB):
                     data += chunk
             if len(data) >= (total if end is None else min(end, total)) - start:
-                return _Fetched(bytes(data), total, etag)
+                return Fetched(bytes(data), total, etag)
         raise RepositoryUnreachable(
             f"{key} in {self.address} breaks off after {len(data)} bytes.",
             hint="The service, or what lies between, ends its answers early; run it again.",
@@ -237,9 +219,9 @@ class S3Storage:
             try:
                 self._put(key, data, IfNoneMatch="*")
             except self.client.exceptions.ClientError as error:
-                if _status(error) in {409, 412}:
+                if http_status(error) in {409, 412}:
                     refused = True
-                elif _status(error) in {400, 501} and _code(error) not in _MESSAGES:
+                elif http_status(error) in {400, 501} and error_code(error) not in MESSAGES:
                     self._put(key, data)
                 else:
                     raise
@@ -266,7 +248,7 @@ class S3Storage:
         for key in keys:
             self.delete(self._relative(key))
 
-    def begin(self, folder: str) -> "S3Publication":
+    def begin(self, folder: str) -> S3Publication:
         if next(self.entries(folder), None) is not None:
             raise FileExistsError(folder)
         return S3Publication(self, folder)
@@ -412,139 +394,16 @@ class S3Storage:
         try:
             yield
         except ClientError as error:
-            if key is not None and _code(error) in {"404", "NoSuchKey", "NoSuchUpload"}:
+            if key is not None and error_code(error) in {"404", "NoSuchKey", "NoSuchUpload"}:
                 raise FileNotFoundError(ENOENT, "There is no such object", key) from error
-            raise self._refused(doing, error) from error
+            raise refused(self._place, doing, error) from error
         except (BotoCoreError, OSError, ValueError) as error:
-            raise self._failed(doing, error) from error
-
-    def _refused(self, doing: str, error: Any) -> RepositoryUnreachable:
-        """What the service answered."""
-        code, status = _code(error), _status(error)
-        answer = error.response.get("Error", {})
-        said = str(answer.get("Message") or "no reason given").rstrip(".")
-        explained = _MESSAGES.get(code)
-        if explained is None and status in {401, 403}:
-            explained = _MESSAGES["AccessDenied"]
-        if explained is None and status >= 500:
-            explained = _MESSAGES["SlowDown"]
-        what, hint = explained or (
-            "the service answered {code}: {said}",
-            "Look the code up in the service's documentation.",
-        )
-        facts = {
-            "bucket": self.bucket,
-            "endpoint": self._endpoint,
-            "code": code,
-            "status": status,
-            "said": said,
-            "operation": error.operation_name,
-            "region": answer.get("Region")
-            or error.response.get("ResponseMetadata", {})
-            .get("HTTPHeaders", {})
-            .get("x-amz-bucket-region", "another one"),
-            "skew": _skew(error),
-        }
-        return RepositoryUnreachable(
-            f"Cannot {doing} in the repository {self.address}: {what.format(**facts)}.", hint=hint.format(**facts)
-        )
-
-    def _failed(self, doing: str, error: Exception) -> RepositoryUnreachable:
-        """What kept a request from being answered."""
-        from botocore import exceptions
-
-        endpoint = self._endpoint
-        what, hint = str(error).rstrip("."), "Check url, endpoint_url and region of this repository."
-        if isinstance(error, exceptions.ProfileNotFound):
-            hint = "profile names a section of ~/.aws/config or ~/.aws/credentials."
-        elif isinstance(
-            error,
-            exceptions.NoCredentialsError
-            | exceptions.PartialCredentialsError
-            | exceptions.CredentialRetrievalError
-            | exceptions.TokenRetrievalError,
-        ):
-            what = f"there are no usable credentials ({what})"
-            hint = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile."
-        elif isinstance(error, exceptions.SSLError):
-            what = f"no trusted TLS connection to {endpoint} ({what})"
-            hint = "For a certificate authority of your own, name its certificates in ca_bundle."
-        elif isinstance(error, exceptions.ConnectTimeoutError | exceptions.ReadTimeoutError):
-            what = f"{endpoint} does not answer in time"
-            hint = "Is the service up, and is there a firewall or a slow link in between?"
-        elif isinstance(
-            error,
-            exceptions.EndpointConnectionError | exceptions.ConnectionClosedError | exceptions.ProxyConnectionError,
-        ):
-            what = f"no connection to {endpoint}, or it broke off"
-            hint = "Is the service up, and endpoint_url right?"
-        elif _is_broken_off(error):
-            what = f"the connection to {endpoint} broke off"
-            hint = "Is the link stable? Run it again."
-        elif isinstance(error, exceptions.ResponseParserError):
-            what = f"what {endpoint} answers is not S3"
-            hint = "endpoint_url has to be the address of the S3 service, not of its console."
-        return RepositoryUnreachable(f"Cannot {doing} in the repository {self.address}: {what}.", hint=hint)
+            raise failed(self._place, doing, error) from error
 
     @property
-    def _endpoint(self) -> str:
-        return self._client.meta.endpoint_url if self._client is not None else self.options.endpoint_url or "AWS"
-
-
-_CREDENTIALS = (
-    "the service refuses the credentials ({code})",
-    "Check the access key and its secret: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile.",
-)
-_EXPIRED = ("the credentials have expired", "Renew the session's credentials.")
-_REGION = ("the bucket {bucket} is in another region ({region})", "Set region to the bucket's own.")
-
-_MESSAGES: dict[str, tuple[str, str]] = {
-    "NoSuchBucket": (
-        "there is no bucket {bucket} at {endpoint}",
-        "Create it, or correct url, endpoint_url and region; opsctl creates no buckets.",
-    ),
-    "AccessDenied": (
-        "the service denies {operation} ({said})",
-        "These credentials need the right to {operation} in the bucket {bucket}; wrong ones are denied as well.",
-    ),
-    "InvalidObjectState": (
-        "the object is archived, and cannot be read as it is",
-        "Have the service bring it back (RestoreObject), then run it again.",
-    ),
-    "RequestTimeTooSkewed": (
-        "this host's clock and the service's are {skew} apart",
-        "Set this host's clock; run a time service.",
-    ),
-    "SlowDown": (
-        "the service answers {status} {code}, also after several attempts",
-        "It is overloaded or down; run it again later.",
-    ),
-    **dict.fromkeys(
-        ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "InvalidClientTokenId"),
-        _CREDENTIALS,
-    ),
-    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"), _EXPIRED),
-    **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "IncorrectEndpoint"), _REGION),
-}
-"""What a service's code means and what to do about it."""
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _skew(error: Any) -> str:
-    """How far apart the clocks are, as far as the answer tells."""
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    try:
-        seconds = (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
-    except (KeyError, ValueError, TypeError):
-        return "too far"
-    return f"{abs(seconds):.0f} seconds"
+    def _place(self) -> Place:
+        known = self._client.meta.endpoint_url if self._client is not None else self.options.endpoint_url
+        return Place(self.address, self.bucket, known or "AWS")
 
 
 def _total_bytes(answer: Any) -> int:
@@ -572,235 +431,3 @@ def _unless(last: bool, transient: tuple[type[Exception], ...]) -> Iterator[None
     except transient:
         if last:
             raise
-
-
-def _broken_off() -> tuple[type[Exception], ...]:
-    from botocore.exceptions import HTTPClientError, IncompleteReadError
-
-    return (HTTPClientError, IncompleteReadError, ConnectionError, TimeoutError)
-
-
-def _is_broken_off(error: Exception) -> bool:
-    return isinstance(error, _broken_off())
-
-
-def _start(work: Callable[..., T], *arguments: Any) -> "Future[T]":
-    """Run in a thread that ends with the program: an interrupted run does not wait for a request to time out."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*arguments))
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="s3", daemon=True).start()
-    return future
-
-
-# Writing
-
-
-class S3Publication:
-    """A folder on its way: its files are there as they end, and count when :meth:`publish` adds the last one."""
-
-    def __init__(self, storage: S3Storage, folder: str) -> None:
-        self._storage = storage
-        self._folder = folder
-        self._files: list[S3File] = []
-        self._last: tuple[str, bytes] | None = None
-        self._done = False
-
-    @contextmanager
-    def file(self, name: str) -> Iterator["S3File"]:
-        file = S3File(self._storage, f"{self._folder}/{name}")
-        self._files.append(file)
-        try:
-            yield file
-            file.finish()
-        except BaseException:
-            file.remove()
-            raise
-
-    def publish(self, name: str, data: bytes) -> None:
-        key = f"{self._folder}/{name}"
-        self._last = key, data
-        try:
-            self._storage.create(key, data)
-        except FileExistsError:
-            self._last, self._done = None, True  # another run's: our files may have become its own
-            raise
-        self._done = True
-
-    def abandon(self) -> None:
-        """As removal always goes: what makes the folder count first. While that cannot be told, everything stays."""
-        if self._done:
-            return
-        with suppress(RepositoryUnreachable):
-            if self._last is not None:
-                key, data = self._last
-                with suppress(FileNotFoundError):
-                    if self._storage.read(key) != data:
-                        return
-                    self._storage.delete(key)
-            for file in self._files:
-                file.remove()
-        self._done = True
-
-
-class S3File:
-    """One object being written: by one put if it is small, else by parts that are on their way side by side."""
-
-    def __init__(self, storage: S3Storage, key: str) -> None:
-        self._storage = storage
-        self._key = key
-        self._buffer = io.BytesIO()
-        self._size = 0
-        self._upload: str | None = None
-        self._parts: list[Future[str]] = []
-        self._stored = False
-        self._failure: RepositoryUnreachable | None = None
-
-    def write(self, data: bytes) -> None:
-        if self._failure is not None:
-            raise self._failure
-        view = memoryview(data)
-        while view:
-            room = _part_bytes(len(self._parts)) - self._buffer.tell()
-            self._buffer.write(view[:room])
-            self._size += len(view[:room])
-            view = view[room:]
-            if self._buffer.tell() == _part_bytes(len(self._parts)):
-                with self._failing():
-                    self._send()
-
-    def finish(self) -> None:
-        """Store what is left, and see that all of it is there."""
-        if self._failure is not None:
-            raise self._failure
-        with self._failing():
-            if self._upload is None:
-                self._stored = True
-                self._storage.put_file(self._key, self._buffer.getvalue())
-            else:
-                if self._buffer.tell():
-                    self._send()
-                etags = [part.result() for part in self._parts]
-                self._stored = True
-                self._storage.complete_upload(self._key, self._upload, etags)
-            self._storage.require_size(self._key, self._size)
-
-    def remove(self) -> None:
-        """Take back what was written, once; writing on fails from here on."""
-        upload, stored = self._upload, self._stored
-        self._upload, self._stored, self._buffer = None, False, io.BytesIO()
-        self._failure = self._failure or RepositoryUnreachable(
-            f"The upload of {self._key} to {self._storage.address} was given up.", hint="Run it again."
-        )
-        with suppress(RepositoryUnreachable):
-            if upload is not None:
-                full_key = self._storage.full_key(self._key)
-                self._storage.abort(full_key, upload)
-                if not all(part.done() for part in self._parts):
-                    wait(self._parts, timeout=ABANDON_SECONDS)
-                    self._storage.abort(full_key, upload)  # a part that was on its way may have come after the first
-            if stored or upload is not None:  # also where services on files made a folder for it
-                self._storage.delete(self._key)
-
-    def _send(self) -> None:
-        body = self._buffer.getvalue()
-        self._buffer = io.BytesIO()
-        if self._upload is None:
-            self._upload = self._storage.start_upload(self._key)
-        self._wait_for_room(len(body))
-        number = len(self._parts) + 1
-        self._parts.append(_start(self._storage.put_part, self._key, self._upload, number, body))
-
-    def _wait_for_room(self, size: int) -> None:
-        """Until this part, the next one and those on their way fit; raises what went wrong with any."""
-        together = max(1, min(UPLOADS, UPLOAD_BYTES // size - 1))
-        for part in self._parts:
-            if part.done():
-                part.result()
-        while len(on_their_way := [part for part in self._parts if not part.done()]) >= together:
-            for part in wait(on_their_way, return_when=FIRST_COMPLETED).done:
-                part.result()
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        try:
-            yield
-        except RepositoryUnreachable as error:
-            self._failure = error
-            raise
-
-
-def _part_bytes(sent: int) -> int:
-    return min(PART_BYTES << (sent // PARTS_PER_SIZE), LARGEST_PART_BYTES)
-
-
-# Reading
-
-
-@dataclass(frozen=True)
-class _Fetched:
-    data: bytes
-    total: int
-    etag: str | None
-
-
-class _Reader(io.RawIOBase):
-    """An object read from its beginning, a few ranges ahead."""
-
-    def __init__(self, storage: S3Storage, key: str) -> None:
-        self._storage = storage
-        self._key = key
-        first = self._first()
-        self._total, self._etag = first.total, first.etag
-        self._current = memoryview(first.data)
-        self._fetched_to = len(first.data)
-        self._ahead: list[Future[_Fetched]] = []
-
-    def _first(self) -> _Fetched:
-        try:
-            return self._storage.fetch(self._key, 0, RANGE_BYTES)
-        except RepositoryUnreachable as error:
-            # No range of an empty object exists.
-            if _status_of_cause(error) != 416:
-                raise
-            return self._storage.fetch(self._key)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._current:
-            self._fetch_ahead()
-            if not self._ahead:
-                return 0
-            fetched = self._ahead.pop(0).result()
-            if fetched.etag != self._etag:
-                raise RepositoryUnreachable(
-                    f"{self._key} in {self._storage.address} changed while it was read.", hint="Run it again."
-                )
-            self._current = memoryview(fetched.data)
-        self._fetch_ahead()
-        count = min(len(buffer), len(self._current))
-        buffer[:count] = self._current[:count]
-        self._current = self._current[count:]
-        return count
-
-    def _fetch_ahead(self) -> None:
-        while len(self._ahead) < RANGES_AHEAD and self._fetched_to < self._total:
-            end = min(self._fetched_to + RANGE_BYTES, self._total)
-            self._ahead.append(_start(self._storage.fetch, self._key, self._fetched_to, end))
-            self._fetched_to = end
-
-    def close(self) -> None:
-        self._ahead = []
-        super().close()
-
-
-def _status_of_cause(error: Exception) -> int:
-    cause = error.__cause__
-    return _status(cause) if cause is not None and hasattr(cause, "response") else 0

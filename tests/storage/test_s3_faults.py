@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 
 from opsctl.errors import RepositoryUnreachable
-from opsctl.storage.s3 import LARGEST_PART_BYTES, PART_BYTES, UPLOAD_BYTES, _part_bytes
+from opsctl.storage.s3_transfer import LARGEST_PART_BYTES, PART_BYTES, UPLOAD_BYTES, part_bytes
 
 MIB = 1 << 20
 MANIFEST = "manifest.json"
@@ -239,7 +239,7 @@ def test_a_service_without_conditional_writes(proxy, through, direct):
 
 def test_parts_grow_so_that_the_largest_object_fits():
     """5 TiB in 10,000 parts, none above S3's 5 GiB, small ones at the beginning."""
-    sizes = [_part_bytes(number) for number in range(10_000)]
+    sizes = [part_bytes(number) for number in range(10_000)]
 
     assert sum(sizes) >= 5 << 40
     assert sizes == sorted(sizes)

@@ -1,0 +1,256 @@
+"""Bytes on their way into a bucket, in parts side by side, and out of it, a few ranges ahead."""
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opsctl.errors import RepositoryUnreachable
+from opsctl.storage.s3_errors import http_status
+
+if TYPE_CHECKING:
+    from opsctl.storage.s3 import S3Storage
+
+MIB = 1 << 20
+PART_BYTES = 16 * MIB
+PARTS_PER_SIZE = 1000
+LARGEST_PART_BYTES = 1088 * MIB
+"""Parts double every thousand: 16 MiB up to 15 GiB, 32 MiB up to 46 GiB; at this size 10,000 of them hold 5 TiB."""
+
+UPLOAD_BYTES = 96 * MIB
+UPLOADS = 4
+"""How much of one stream is held in memory, and in how many parts on their way at once; never fewer than one."""
+
+RANGE_BYTES = 8 * MIB
+RANGES_AHEAD = 3
+"""How a file is read: this many ranges are fetched while one is consumed."""
+
+ABANDON_SECONDS = 5
+"""How long an abandoned upload waits for the parts that are on their way, to abort again what they left."""
+
+T = TypeVar("T")
+
+
+def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
+    """Run in a thread that ends with the program: an interrupted run does not wait for a request to time out."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="s3", daemon=True).start()
+    return future
+
+
+# Writing
+
+
+class S3Publication:
+    """A folder on its way: its files are there as they end, and count when :meth:`publish` adds the last one."""
+
+    def __init__(self, storage: "S3Storage", folder: str) -> None:
+        self._storage = storage
+        self._folder = folder
+        self._files: list[S3File] = []
+        self._last: tuple[str, bytes] | None = None
+        self._done = False
+
+    @contextmanager
+    def file(self, name: str) -> Iterator["S3File"]:
+        file = S3File(self._storage, f"{self._folder}/{name}")
+        self._files.append(file)
+        try:
+            yield file
+            file.finish()
+        except BaseException:
+            file.remove()
+            raise
+
+    def publish(self, name: str, data: bytes) -> None:
+        key = f"{self._folder}/{name}"
+        self._last = key, data
+        try:
+            self._storage.create(key, data)
+        except FileExistsError:
+            self._last, self._done = None, True  # another run's: our files may have become its own
+            raise
+        self._done = True
+
+    def abandon(self) -> None:
+        """As removal always goes: what makes the folder count first. While that cannot be told, everything stays."""
+        if self._done:
+            return
+        with suppress(RepositoryUnreachable):
+            if self._last is not None:
+                key, data = self._last
+                with suppress(FileNotFoundError):
+                    if self._storage.read(key) != data:
+                        return
+                    self._storage.delete(key)
+            for file in self._files:
+                file.remove()
+        self._done = True
+
+
+class S3File:
+    """One object being written: by one put if it is small, else by parts that are on their way side by side."""
+
+    def __init__(self, storage: "S3Storage", key: str) -> None:
+        self._storage = storage
+        self._key = key
+        self._buffer = io.BytesIO()
+        self._size = 0
+        self._upload: str | None = None
+        self._parts: list[Future[str]] = []
+        self._stored = False
+        self._failure: RepositoryUnreachable | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._failure is not None:
+            raise self._failure
+        view = memoryview(data)
+        while view:
+            room = part_bytes(len(self._parts)) - self._buffer.tell()
+            self._buffer.write(view[:room])
+            self._size += len(view[:room])
+            view = view[room:]
+            if self._buffer.tell() == part_bytes(len(self._parts)):
+                with self._failing():
+                    self._send()
+
+    def finish(self) -> None:
+        """Store what is left, and see that all of it is there."""
+        if self._failure is not None:
+            raise self._failure
+        with self._failing():
+            if self._upload is None:
+                self._stored = True
+                self._storage.put_file(self._key, self._buffer.getvalue())
+            else:
+                if self._buffer.tell():
+                    self._send()
+                etags = [part.result() for part in self._parts]
+                self._stored = True
+                self._storage.complete_upload(self._key, self._upload, etags)
+            self._storage.require_size(self._key, self._size)
+
+    def remove(self) -> None:
+        """Take back what was written, once; writing on fails from here on."""
+        upload, stored = self._upload, self._stored
+        self._upload, self._stored, self._buffer = None, False, io.BytesIO()
+        self._failure = self._failure or RepositoryUnreachable(
+            f"The upload of {self._key} to {self._storage.address} was given up.", hint="Run it again."
+        )
+        with suppress(RepositoryUnreachable):
+            if upload is not None:
+                full_key = self._storage.full_key(self._key)
+                self._storage.abort(full_key, upload)
+                if not all(part.done() for part in self._parts):
+                    wait(self._parts, timeout=ABANDON_SECONDS)
+                    self._storage.abort(full_key, upload)  # a part that was on its way may have come after the first
+            if stored or upload is not None:  # also where services on files made a folder for it
+                self._storage.delete(self._key)
+
+    def _send(self) -> None:
+        body = self._buffer.getvalue()
+        self._buffer = io.BytesIO()
+        if self._upload is None:
+            self._upload = self._storage.start_upload(self._key)
+        self._wait_for_room(len(body))
+        number = len(self._parts) + 1
+        self._parts.append(in_background(self._storage.put_part, self._key, self._upload, number, body))
+
+    def _wait_for_room(self, size: int) -> None:
+        """Until this part, the next one and those on their way fit; raises what went wrong with any."""
+        together = max(1, min(UPLOADS, UPLOAD_BYTES // size - 1))
+        for part in self._parts:
+            if part.done():
+                part.result()
+        while len(on_their_way := [part for part in self._parts if not part.done()]) >= together:
+            for part in wait(on_their_way, return_when=FIRST_COMPLETED).done:
+                part.result()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except RepositoryUnreachable as error:
+            self._failure = error
+            raise
+
+
+def part_bytes(sent: int) -> int:
+    return min(PART_BYTES << (sent // PARTS_PER_SIZE), LARGEST_PART_BYTES)
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Fetched:
+    data: bytes
+    total: int
+    etag: str | None
+
+
+class S3Reader(io.RawIOBase):
+    """An object read from its beginning, a few ranges ahead."""
+
+    def __init__(self, storage: "S3Storage", key: str) -> None:
+        self._storage = storage
+        self._key = key
+        first = self._first()
+        self._total, self._etag = first.total, first.etag
+        self._current = memoryview(first.data)
+        self._fetched_to = len(first.data)
+        self._ahead: list[Future[Fetched]] = []
+
+    def _first(self) -> Fetched:
+        try:
+            return self._storage.fetch(self._key, 0, RANGE_BYTES)
+        except RepositoryUnreachable as error:
+            # No range of an empty object exists.
+            if status_of_cause(error) != 416:
+                raise
+            return self._storage.fetch(self._key)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._current:
+            self._fetch_ahead()
+            if not self._ahead:
+                return 0
+            fetched = self._ahead.pop(0).result()
+            if fetched.etag != self._etag:
+                raise RepositoryUnreachable(
+                    f"{self._key} in {self._storage.address} changed while it was read.", hint="Run it again."
+                )
+            self._current = memoryview(fetched.data)
+        self._fetch_ahead()
+        count = min(len(buffer), len(self._current))
+        buffer[:count] = self._current[:count]
+        self._current = self._current[count:]
+        return count
+
+    def _fetch_ahead(self) -> None:
+        while len(self._ahead) < RANGES_AHEAD and self._fetched_to < self._total:
+            end = min(self._fetched_to + RANGE_BYTES, self._total)
+            self._ahead.append(in_background(self._storage.fetch, self._key, self._fetched_to, end))
+            self._fetched_to = end
+
+    def close(self) -> None:
+        self._ahead = []
+        super().close()
+
+
+def status_of_cause(error: Exception) -> int:
+    cause = error.__cause__
+    return http_status(cause) if cause is not None and hasattr(cause, "response") else 0
