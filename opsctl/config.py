@@ -1,11 +1,10 @@
-"""opsctl.toml and the environment, as typed settings. The only reader of environment variables.
+"""opsctl.toml, found and completed from the environment. The only reader of environment variables.
 
 Searched in this order: ``--config``, ``OPSCTL_CONFIG``, ``./opsctl.toml``, ``$XDG_CONFIG_HOME/opsctl/opsctl.toml``,
 ``/etc/opsctl/opsctl.toml``. With none of them, ``DATABASE_URL`` and ``./backups`` are enough.
 ``.env`` and ``.env.local``, beside the configuration and in the working folder, are read; real variables win over them.
 """
 
-import difflib
 import os
 import pwd
 import shlex
@@ -13,156 +12,19 @@ import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 # Whoever imports this module needs the models; the commands import it inside their bodies.
-from pydantic import (  # noqa: TID253
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, SecretStr, ValidationError  # noqa: TID253
 from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: TID253
 
 from opsctl.errors import ConfigurationError
+from opsctl.settings import DatabaseSettings, FileSettings, RepositorySettings, explained, nearest, validated
 
 DEFAULT_REPOSITORY = "./backups"
 CHILD_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """What a child process needs of our environment, besides libpq's own ``PG*``: no other secret travels along."""
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-def _postgres_url(url: SecretStr) -> SecretStr:
-    """``url`` as libpq reads it: SQLAlchemy's ``+driver`` goes; an unescaped password is found here."""
-    scheme, separator, rest = url.get_secret_value().partition("://")
-    if not separator or scheme.partition("+")[0] not in {"postgres", "postgresql"}:
-        raise ValueError("must begin with postgresql://")
-    authority = rest.partition("/")[0].partition("?")[0]
-    userinfo = rest.partition("?")[0].rpartition("@")[0]
-    text = f"postgresql://{rest}"
-    try:
-        unescaped = authority.count("@") > 1 or "#" in userinfo or "/" in userinfo
-        unescaped |= bool(authority) and "@" not in authority and "@" in rest.partition("/")[0]  # a "?" in it
-        _ = urlsplit(text).port if "," not in authority else None
-    except ValueError:
-        unescaped = True
-    if unescaped:
-        raise ValueError("cannot be read; the characters @ : / ? # % in a password must be percent-encoded (@ is %40)")
-    return SecretStr(text)
-
-
-def _each_unit_once(duration: str) -> str:
-    units = [character for character in duration if character.isalpha()]
-    if len(set(units)) < len(units):
-        raise ValueError("names a unit twice")
-    return duration
-
-
-PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
-Count = Annotated[int, Field(ge=0)]
-Duration = Annotated[str, Field(pattern=r"^([0-9]{1,5}[ymwdh])+$"), AfterValidator(_each_unit_once)]
-
-
-class DatabaseSettings(Settings):
-    """``[databases.<name>]``: one PostgreSQL database opsctl looks after."""
-
-    url: PostgresUrl | None = None
-    url_env: str | None = None
-    direct_url: PostgresUrl | None = None
-    replica_urls: tuple[PostgresUrl, ...] = ()
-    all: bool = False
-    exclude: tuple[str, ...] = ()
-    password_file: Path | None = None
-    password_command: str | None = None
-    maintenance_database: str | None = None
-    repositories: tuple[str, ...] | None = None
-    facts: Literal["none", "counts", "content"] = "counts"
-    compression_level: Annotated[int, Field(ge=1, le=22)] = 3
-    compression_threads: Annotated[int, Field(ge=0, le=64)] = 0
-    lock_timeout_seconds: Annotated[float, Field(gt=0)] = 60
-    exclude_tables: tuple[str, ...] = ()
-    role_passwords: bool = False
-    before_swap: str | None = None
-    after_swap: str | None = None
-    keep_previous: Duration | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "DatabaseSettings":
-        if (self.url is None) == (self.url_env is None):
-            raise ValueError("needs either url or url_env")
-        if self.exclude and not self.all:
-            raise ValueError("exclude leaves out databases of all = true; tables are left out with exclude_tables")
-        return self
-
-
-class RetentionSettings(Settings):
-    """``retention``: which backups stay. Empty keeps everything."""
-
-    keep_last: Count | None = None
-    keep_hourly: Count | None = None
-    keep_daily: Count | None = None
-    keep_weekly: Count | None = None
-    keep_monthly: Count | None = None
-    keep_yearly: Count | None = None
-    keep_within: Duration | None = None
-
-
-class RepositorySettings(Settings):
-    """``[repositories.<name>]``: where backups live. All but ``url`` and ``retention`` are for ``s3://`` alone."""
-
-    url: str
-    retention: RetentionSettings = RetentionSettings()
-    endpoint_url: Annotated[str, Field(pattern=r"^https?://[^/@?#]+/?$")] | None = None
-    region: str | None = None
-    profile: str | None = None
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    storage_class: str | None = None
-    server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
-    kms_key_id: str | None = None
-    ca_bundle: Path | None = None
-
-    @model_validator(mode="after")
-    def _fitting_keys(self) -> "RepositorySettings":
-        if not self.url.startswith("s3://"):
-            irrelevant = [key for key in type(self).model_fields if key in self.model_fields_set - {"url", "retention"}]
-            if irrelevant:
-                raise ValueError(f"{irrelevant[0]} is for s3:// repositories only")
-        if self.kms_key_id is not None and self.server_side_encryption in {None, "AES256"}:
-            raise ValueError('kms_key_id needs server_side_encryption = "aws:kms"')
-        return self
-
-
-class SentrySettings(Settings):
-    """``[sentry]``: where failures are reported; ``SENTRY_DSN`` alone is enough."""
-
-    dsn: SecretStr | None = None
-    dsn_env: str = "SENTRY_DSN"
-    environment: str | None = None
-
-
-class StateSettings(Settings):
-    """``[state]``: where opsctl keeps locks and temporary files on this host."""
-
-    path: Path | None = None
-
-
-class FileSettings(Settings):
-    """The whole of opsctl.toml."""
-
-    databases: dict[str, DatabaseSettings] = {}
-    repositories: dict[str, RepositorySettings] = {}
-    sentry: SentrySettings = SentrySettings()
-    state: StateSettings = StateSettings()
 
 
 class Environment(BaseSettings):
@@ -209,7 +71,7 @@ class Config:
             return {self.variables["PGDATABASE"]: DatabaseSettings(url=SecretStr("postgresql://"))}
         if url is None:
             return {}
-        database = _validated(DatabaseSettings, {"url": url}, where="DATABASE_URL")
+        database = validated(DatabaseSettings, {"url": url}, where="DATABASE_URL")
         parts = urlsplit(database.url.get_secret_value() if database.url else "")
         name = unquote(parts.path.lstrip("/")) or self.variables.get("PGDATABASE") or unquote(parts.username or "")
         return {name or "postgres": database}
@@ -219,7 +81,7 @@ class Config:
             if repository not in self.repositories:
                 raise ConfigurationError(
                     f"{self.source}: databases.{name}.repositories names {repository!r}, which is not configured.",
-                    hint=_nearest(repository, self.repositories) or f"Add [repositories.{repository}].",
+                    hint=nearest(repository, self.repositories) or f"Add [repositories.{repository}].",
                 )
 
     def database(self, name: str) -> DatabaseSettings:
@@ -244,7 +106,7 @@ class Config:
             return whole_servers[0]
         raise ConfigurationError(
             f"{self.source}: there is no database {name!r}.",
-            hint=_nearest(name, self.databases) or f"Configured: {', '.join(self.databases)}.",
+            hint=nearest(name, self.databases) or f"Configured: {', '.join(self.databases)}.",
         )
 
     def repositories_of(self, name: str) -> list[str]:
@@ -368,7 +230,7 @@ def url_secrets(url: str) -> Iterator[str]:
 
 def checked_url(url: str, *, where: str) -> str:
     """A PostgreSQL URL from outside the file, as libpq reads it. Raises ConfigurationError that does not show it."""
-    checked = _validated(DatabaseSettings, {"url": url}, where=where)
+    checked = validated(DatabaseSettings, {"url": url}, where=where)
     return checked.url.get_secret_value() if checked.url else url
 
 
@@ -391,11 +253,11 @@ def load_config(explicit: Path | None = None, *, working_folder: Path | None = N
     try:
         environment = Environment(_env_file=env_files)
     except ValidationError as error:
-        raise _explained(error, Environment, where="the environment") from None
+        raise explained(error, Environment, where="the environment") from None
     for name, value in variables.items():
         if name.startswith(("PG", "AWS_")):
             os.environ.setdefault(name, value)  # libpq and boto3 read these for themselves
-    settings = _validated(FileSettings, _read_toml(path), where=source) if path else FileSettings()
+    settings = validated(FileSettings, _read_toml(path), where=source) if path else FileSettings()
     return Config(settings, environment, variables, folder=folder, source=source)
 
 
@@ -440,38 +302,3 @@ def _variables(env_files: list[Path]) -> dict[str, str]:
             raise ConfigurationError(f"{path} cannot be read.", hint=str(error)) from error
         merged |= {key: value for key, value in values.items() if value is not None}
     return merged | dict(os.environ)
-
-
-def _validated(model: type[M], data: Mapping[str, Any], *, where: str) -> M:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise _explained(error, model, where=where) from None
-
-
-def _explained(error: ValidationError, model: type[BaseModel], *, where: str) -> ConfigurationError:
-    """The first problem as one line that names file and key, never the value: it may be a secret."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
-    message, hint = first["msg"].removeprefix("Value error, "), "docs/configuration.md describes every key."
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
-        message = "is not a key opsctl knows"
-        hint = _nearest(location[-1], known) or f"Known there: {', '.join(sorted(known))}."
-    return ConfigurationError(f"{where}: {'.'.join(location)}: {message}.", hint=hint)
-
-
-def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
-    """The keys a model knows at ``location``; names of databases and repositories are the user's own."""
-    current: Any = model
-    for part in location:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            current = current.model_fields[part].annotation
-        else:  # dict[str, Model]
-            current = current.__args__[1]
-    return list(current.model_fields)
-
-
-def _nearest(word: str, known: Mapping[str, Any] | list[str]) -> str | None:
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"Did you mean {matches[0]!r}?" if matches else None

@@ -22,9 +22,10 @@ from pydantic_core import PydanticUndefined
 
 from opsctl import manifest
 from opsctl.cli.app import COMMANDS, app
-from opsctl.config import Environment, FileSettings, load_config
+from opsctl.config import Environment, load_config
 from opsctl.errors import ExitCode
 from opsctl.retention import Candidate, Policy, parse_duration, plan_prune
+from opsctl.settings import FileSettings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

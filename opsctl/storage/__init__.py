@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from opsctl.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from opsctl.config import RepositorySettings
+    from opsctl.settings import RepositorySettings
 
 
 @dataclass(frozen=True)

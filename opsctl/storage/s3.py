@@ -23,7 +23,7 @@ from opsctl.storage.s3_errors import MESSAGES, Place, broken_off, error_code, fa
 from opsctl.storage.s3_transfer import MIB, Fetched, S3Publication, S3Reader
 
 if TYPE_CHECKING:
-    from opsctl.config import RepositorySettings
+    from opsctl.settings import RepositorySettings
 
 ATTEMPTS = 5
 CONNECTIONS = 16
