@@ -1,6 +1,7 @@
 """A real server, real databases and the real program for every test; nothing outside this machine, nothing in HOME."""
 
 import hashlib
+import importlib.util
 import ipaddress
 import json
 import os
@@ -28,6 +29,9 @@ SERVER = pytest.StashKey[Binaries | None]()
 SOURCE = Path(opsctl.__file__).parents[1]
 DEMO_SQL = SOURCE / "opsctl" / "demo.sql"
 RICH_SQL = Path(__file__).with_name("rich_schema.sql")
+
+INTERPRETERS = ("PYTHON", "LANG", "LC_", "LD_")
+"""Prefixes of variables that an interpreter reads when it starts: such a run is a process of its own."""
 
 CALLERS_VARIABLES = ("PG", "AWS_", "OPSCTL_", "SENTRY_", "DATABASE_URL")
 """Prefixes of what a developer's shell may hold and no test may see."""
@@ -263,6 +267,7 @@ class Opsctl:
 
     folder: Path
     source_variables: Mapping[str, str]
+    forks: Any = None
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -287,6 +292,11 @@ class Opsctl:
         **options: Any,
     ) -> Run:
         """Run to the end. ``url`` is DATABASE_URL, ``env`` adds variables (None removes one)."""
+        environment = self.environment(url=url, env=env)
+        if self.forks is not None and not options and not any(name.startswith(INTERPRETERS) for name in env or ()):
+            words = [str(argument) for argument in arguments]
+            ended = self.forks.run(words, cwd=self.work, env=environment, given=input, timeout=timeout)
+            return Run(tuple(words), *ended)
         process = self.start(
             *arguments, url=url, env=env, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE, **options
         )
@@ -346,10 +356,23 @@ def _source_variables(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, 
     return {} if is_same else {"PYTHONPATH": str(SOURCE)}
 
 
+@pytest.fixture(scope="session")
+def _forks(_source_variables: Mapping[str, str]) -> Iterator[Any]:
+    """Where runs of the program come from that only have to run to their end, see forked.py."""
+    spec = importlib.util.spec_from_file_location("forked", Path(__file__).with_name("forked.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    forks = module.Forks({"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONPATH": str(SOURCE)})
+    yield forks
+    forks.end()
+
+
 @pytest.fixture
-def run_opsctl(tmp_path: Path, _source_variables: Mapping[str, str]) -> Iterator[Callable[..., Run]]:
+def run_opsctl(tmp_path: Path, _source_variables: Mapping[str, str], _forks: Any) -> Iterator[Callable[..., Run]]:
     """``run_opsctl("backup", "--json", url=saas.url).json``; ``run_opsctl.start(…)`` for a run to be interrupted."""
-    program = Opsctl(tmp_path, _source_variables)
+    program = Opsctl(tmp_path, _source_variables, _forks)
     program.work.mkdir()
     program.home.mkdir()
     yield program
