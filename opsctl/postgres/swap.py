@@ -200,8 +200,11 @@ def end_standby_sessions(replica: Server, *, live: str, incoming_oid: int, old_o
                 if time.monotonic() > deadline:
                     return f"the standby {replica.address} has not replayed the swap after {STANDBY_SECONDS} s"
                 time.sleep(0.1)
-            _terminate(connection, [old_oid])
-            left = rows(connection, "select count(*) from pg_stat_activity where datid = %s", (old_oid,))[0][0]
+            while left := rows(connection, "select count(*) from pg_stat_activity where datid = %s", (old_oid,))[0][0]:
+                if time.monotonic() > deadline:
+                    break
+                _terminate(connection, [old_oid])
+                time.sleep(0.05)  # a session ends when it gets to it
     except OpsctlError as error:
         return f"the standby {replica.address}: {error.message}"
     return f"{left} sessions of the standby {replica.address} still read the old database" if left else None
