@@ -101,6 +101,19 @@ def _serving(command: list[str], endpoint: str, folder: Path) -> Iterator[None]:
         server.wait()
 
 
+@pytest.fixture(scope="session")
+def serving() -> Any:
+    """``with … as port`` starts a server of a test's own, and adds ``-p port`` to its command."""
+
+    @contextmanager
+    def start(command: list[str], folder: Path) -> Iterator[int]:
+        port = _free_port()
+        with _serving([*command, "-p", str(port)], f"127.0.0.1:{port}", folder):
+            yield port
+
+    return start
+
+
 def _answers(endpoint: str) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2])), timeout=5):
