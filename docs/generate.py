@@ -1,4 +1,4 @@
-"""Write the pages that follow from the program: docs/cli.md, and the table of error codes in docs/exit-codes.md.
+"""Write what follows from the program: docs/cli.md, docs/checks.md, the error codes in docs/exit-codes.md.
 
 Run it with ``make docs``. tests/test_docs.py fails when a page is not what this writes.
 """  # noqa: INP001
@@ -12,7 +12,10 @@ from typing import Any
 import typer.main
 
 from opsctl import errors
+from opsctl.checks import ALL_CHECKS
+from opsctl.checks.check import Check
 from opsctl.cli.app import COMMANDS, app
+from opsctl.cli.explain import limit_as_text
 from opsctl.cli.session import COMMON
 from opsctl.errors import OpsctlError
 
@@ -110,6 +113,47 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
+CHECKS_INTRODUCTION = """\
+# Checks
+
+<!-- Written by docs/generate.py (`make docs`); change the checks in opsctl/checks/ instead. -->
+
+What `opsctl doctor` looks at. `opsctl explain CHECK` says the same. How it judges, its formats and its exit codes:
+[doctor.md](doctor.md). Thresholds are changed in [`[doctor.thresholds]`](configuration.md#doctorthresholdsname).
+
+The order matters: a check comes after those it depends on, and when several are equally bad, the first one is the
+cause.
+"""
+
+
+def checks_page() -> str:
+    """docs/checks.md, whole."""
+    lines = [CHECKS_INTRODUCTION, "| check | warn | crit | what is well |", "|---|---|---|---|"]
+    for check in ALL_CHECKS:
+        warn, crit = (limit_as_text(check, limit) for limit in (check.thresholds.warn, check.thresholds.crit))
+        anchor = check.id.replace(".", "")
+        lines.append(f"| [`{check.id}`](#{anchor}) | {warn} | {crit} | {_cell(check.title)} |")
+    for check in ALL_CHECKS:
+        lines += ["", f"## {check.id}", "", *_check(check)]
+    return "\n".join(lines) + "\n"
+
+
+def _check(check: Check) -> Iterator[str]:
+    yield f"Reads {check.reads}."
+    yield ""
+    yield check.why
+    yield ""
+    yield f"What to do: {check.fix}"
+    more = [
+        f"Needs {check.grant}." if check.grant else "",
+        f"Comes after {', '.join(f'`{each}`' for each in check.after)}." if check.after else "",
+        "Runs only when named, or enabled in `[doctor]`." if check.opt_in else "",
+    ]
+    if any(more):
+        yield ""
+        yield " ".join(each for each in more if each)
+
+
 def error_table() -> str:
     """Every error's stable word, with its exit code and what the drawing at the top of errors.py says of it."""
     drawn = dict(re.findall(r"^[├└]── (\w+) +\d+ +(.+)$", errors.__doc__ or "", re.MULTILINE))
@@ -129,6 +173,7 @@ def pages() -> dict[Path, str]:
     after = rest.partition(END)[2]
     return {
         DOCS / "cli.md": cli_page(),
+        DOCS / "checks.md": checks_page(),
         exit_codes: f"{before}{BEGIN}\n\n{error_table()}\n\n{END}{after}",
     }
 

@@ -59,6 +59,7 @@ class Config:
         self.variables = variables
         self.databases = dict(file.databases) or self._database_from_environment()
         self.repositories = dict(file.repositories) or {"local": RepositorySettings(url=DEFAULT_REPOSITORY)}
+        self.doctor = file.doctor
         self.sentry = file.sentry
         self._state_path = file.state.path
         self._passwords: dict[str, str | None] = {}

@@ -21,7 +21,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command's exit code means (``doctor`` has its own four)."""
+    """What a command's exit code means; ``doctor`` has its own four, see DoctorExit."""
 
     DONE = 0
     FAILED = 1
@@ -39,6 +39,15 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
+class DoctorExit(IntEnum):
+    """What the exit code of ``doctor`` means: that of a monitoring plugin, its own errors (UNKNOWN) included."""
+
+    OK = 0
+    WARN = 1
+    CRIT = 2
+    UNKNOWN = 3
+
+
 class OpsctlError(Exception):
     """A failure a person can act on.
 
@@ -46,7 +55,7 @@ class OpsctlError(Exception):
     ``code`` is the stable word for programs.
     """
 
-    exit_code = ExitCode.FAILED
+    exit_code: ExitCode | DoctorExit = ExitCode.FAILED
     code = "failed"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -71,8 +80,14 @@ class LockHeld(OpsctlError):
 
 
 class DatabaseUnreachable(OpsctlError):
+    """``reason`` is a word for what stands in the way, ``refused`` or ``dns`` for example; see CONNECT_REASONS."""
+
     exit_code = ExitCode.DATABASE_UNREACHABLE
     code = "database_unreachable"
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str = "lost") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class RepositoryUnreachable(OpsctlError):
@@ -105,6 +120,10 @@ class RestoreFailed(OpsctlError):
 
 class QueryFailed(OpsctlError):
     code = "query_failed"
+
+
+class NotPermitted(QueryFailed):
+    """A statement refused because the login lacks a right; one kind of QueryFailed, with its word."""
 
 
 class Interrupted(OpsctlError):

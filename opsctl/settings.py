@@ -140,11 +140,27 @@ class StateSettings(Settings):
     path: Path | None = None
 
 
+class ThresholdSettings(Settings):
+    """``[doctor.thresholds."<check>"]``: from where on a check's value is a warning, and critical."""
+
+    warn: float | None = None
+    crit: float | None = None
+
+
+class DoctorSettings(Settings):
+    """``[doctor]``: which checks run, and how they judge."""
+
+    disabled: tuple[str, ...] = ()
+    enabled: tuple[str, ...] = ()
+    thresholds: dict[str, ThresholdSettings] = {}
+
+
 class FileSettings(Settings):
     """The whole of opsctl.toml."""
 
     databases: dict[str, DatabaseSettings] = {}
     repositories: dict[str, RepositorySettings] = {}
+    doctor: DoctorSettings = DoctorSettings()
     sentry: SentrySettings = SentrySettings()
     state: StateSettings = StateSettings()
 

@@ -307,7 +307,7 @@ def test_restoring_by_hand_brings_every_row_back(shell: Shell, saasdb: Any) -> N
 
 # What --json prints
 
-OPAQUE = {"result", "manifest", "plan.properties", "steps[].result", "backups[].error"}
+OPAQUE = {"checks[].details", "result", "manifest", "plan.properties", "steps[].result", "backups[].error"}
 """Keys whose inside is documented elsewhere."""
 
 
@@ -330,6 +330,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any) -> dict[str, lis
     work = run_opsctl.work  # type: ignore[attr-defined]
     (work / "opsctl.toml").write_text(
         '[databases.saasdb]\nurl_env = "DATABASE_URL"\n[repositories.local]\nurl = "b"\nretention = { keep_last = 1 }\n'
+        '[doctor.thresholds]\n"db.connect" = { warn = 0 }\n'
     )
     documents: dict[str, list[Any]] = {}
 
@@ -360,6 +361,8 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any) -> dict[str, lis
     run("restore", "restore", "latest", "--yes", "saasdb")
     saasdb.execute("update public.users set full_name = 'somebody' where id = 1")
     run("restore --undo", "restore", "--undo", "--yes", "saasdb")
+    run("doctor", "doctor")
+    run("explain", "explain")
     run("restore --globals", "restore", "latest", "--globals", "--plan")
     run("restore --forget-previous", "restore", "--forget-previous", "--yes", "saasdb")
     run("demo", "demo")

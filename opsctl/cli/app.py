@@ -5,11 +5,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from opsctl import __version__
-from opsctl.cli import backup, catalog, demo, prune, restore, verify
-from opsctl.cli.session import Body, Options, command, run_command
+from opsctl.cli import backup, catalog, demo, doctor, explain, prune, restore, verify
+from opsctl.cli.session import Body, Options, Session, command, run_command
 from opsctl.errors import ExitCode, UsageError
 
 BACKUPS = "Backups"
+INCIDENTS = "Incidents"
 OPERATION = "Operation"
 
 COMMANDS: tuple[tuple[str, str, Body], ...] = (
@@ -22,6 +23,8 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("prune", BACKUPS, prune.prune),
     ("pin", BACKUPS, catalog.pin),
     ("unpin", BACKUPS, catalog.unpin),
+    ("doctor", INCIDENTS, doctor.doctor),
+    ("explain", INCIDENTS, explain.explain),
     ("demo", OPERATION, demo.demo),
 )
 
@@ -29,7 +32,7 @@ HELP = """PostgreSQL backups that are proven, restores that can be undone.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 done but needs attention, 10 configuration, 11 locked, \
 12 database unreachable, 13 repository unreachable, 14 no such backup, 15 backup damaged, 16 refused, 70 bug, \
-130 Ctrl-C, 143 SIGTERM.
+130 Ctrl-C, 143 SIGTERM. doctor: 0 ok, 1 warn, 2 crit, 3 unknown.
 """
 
 app = typer.Typer(
@@ -91,7 +94,9 @@ def _usage_error(arguments: list[str], message: str) -> int:
     name = next((word for word in words if word in names), "opsctl")
     hint = f"`opsctl {name} --help` shows how." if name != "opsctl" else "`opsctl --help` shows how."
 
-    def refuse(_session: object) -> NoReturn:
+    def refuse(session: Session) -> NoReturn:
+        if name == "doctor":
+            doctor.choose_output_from(session, words)
         raise UsageError(message, hint=hint)
 
     return run_command(name, refuse, Options(json="--json" in words), {})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-from opsctl.errors import ExitCode, OpsctlError
+from opsctl.errors import DoctorExit, ExitCode, OpsctlError
 from opsctl.manifest import format_time
 from opsctl.stream import Advance
 from opsctl.telemetry.redact import Redactor
@@ -28,14 +28,18 @@ class Outcome:
 
     result: dict[str, Any] | None
     text: Sequence["RenderableType"] = ()
-    exit_code: ExitCode = ExitCode.DONE
+    exit_code: ExitCode | DoctorExit = ExitCode.DONE
     error: OpsctlError | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     """What the run's last log line says besides: database, backup_id …"""
 
     @property
-    def code(self) -> ExitCode:
+    def code(self) -> ExitCode | DoctorExit:
         return self.error.exit_code if self.error else self.exit_code
+
+    @property
+    def done(self) -> bool:
+        return self.code == ExitCode.DONE
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class TextOutput:
 
     def finish(self, run: Run, outcome: Outcome) -> None:  # noqa: ARG002 - the other output needs the run
         self.stop_progress()
-        if outcome.text and (not self._quiet or outcome.code is not ExitCode.DONE):
+        if outcome.text and not (self._quiet and outcome.done):
             console = self._console(sys.stdout)
             for renderable in outcome.text:
                 console.print(renderable)
@@ -173,14 +177,16 @@ class _RedactedStream:
 class JsonOutput:
     """For programs: exactly one document on stdout, on failure too."""
 
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Redactor, *, indent: int | None = 2) -> None:
         self._redactor = redactor
+        self._indent = indent
+        """``None`` puts each document on a line of its own."""
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         error = outcome.error
         document = {
             "schema": f"opsctl.{run.command}/1",
-            "ok": outcome.code is ExitCode.DONE,
+            "ok": outcome.done,
             "exit_code": int(outcome.code),
             "run_id": run.id,
             "started_at": format_time(run.started_at),
@@ -188,7 +194,7 @@ class JsonOutput:
             "result": outcome.result,
             "error": error and {"code": error.code, "message": error.message, "hint": error.hint},
         }
-        text = json.dumps(self._redactor.deep(document), indent=2, ensure_ascii=False)
+        text = json.dumps(self._redactor.deep(document), indent=self._indent, ensure_ascii=False)
         sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
         sys.stdout.flush()
 

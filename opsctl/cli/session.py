@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.errors import ExitCode, Interrupted, OpsctlError, Refused, UsageError
+from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError, Refused, UsageError
 
 if TYPE_CHECKING:
     from opsctl.cli.output import Outcome, Output
@@ -41,6 +41,9 @@ COMMON = {
 
 NOT_REPORTED = frozenset({ExitCode.USAGE, ExitCode.REFUSED, ExitCode.INTERRUPTED})
 """What is no failure of a backup or a server, hence no business of Sentry."""
+
+PLUGINS = frozenset({"doctor"})
+"""Commands a monitoring system runs: their exit code is a verdict, and whatever they could not do is "unknown"."""
 
 RUN_AGAIN = "What was begun is cleaned up; run it again."
 
@@ -267,6 +270,7 @@ def _finish(session: Session, outcome: "Outcome") -> int:
 
     with suppress(KeyboardInterrupt):
         _report(session, outcome)
+    _as_plugin(session, outcome)
     run = Run(session.command, session.run_id, session.started_at, session.clock())
     seconds = (run.finished_at - run.started_at).total_seconds()
     try:
@@ -283,9 +287,17 @@ def _finish(session: Session, outcome: "Outcome") -> int:
             hint="The work itself was done; only its output is lost.",
         )
         outcome = replace(outcome, error=outcome.error or unsaid)
+        _as_plugin(session, outcome)
         with suppress(OSError):
             _log_end(session, outcome, seconds)
     return int(outcome.code)
+
+
+def _as_plugin(session: Session, outcome: "Outcome") -> None:
+    """A plugin's own failures end with UNKNOWN: any other code would be a verdict about what it checks."""
+    error = outcome.error
+    if session.command in PLUGINS and error is not None and not isinstance(error, Interrupted):
+        error.exit_code = DoctorExit.UNKNOWN
 
 
 def _log_end(session: Session, outcome: "Outcome", seconds: float) -> None:
@@ -302,7 +314,7 @@ def _log_end(session: Session, outcome: "Outcome", seconds: float) -> None:
                 exc_info=outcome.error if session.options.debug else None,
                 **fields,
             )
-    elif outcome.code is ExitCode.DONE:
+    elif outcome.done:
         log.info("run.finished", **fields)
     else:
         log.warning("run.finished", **fields)

@@ -7,7 +7,14 @@ from datetime import datetime
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-from opsctl.errors import ConfigurationError, DatabaseUnreachable, OpsctlError, QueryFailed, Refused
+from opsctl.errors import (
+    ConfigurationError,
+    DatabaseUnreachable,
+    NotPermitted,
+    OpsctlError,
+    QueryFailed,
+    Refused,
+)
 
 if TYPE_CHECKING:
     import psycopg
@@ -27,23 +34,38 @@ NO_TIMEOUTS = (
 )
 """Settings a role may carry that would end a long session, with the first server version that has each."""
 
-# The beginning of libpq's reason → what a person does about it. Order matters: the first that fits.
-CONNECT_HINTS = (
-    ("could not translate host name", "Check the host's spelling and DNS."),
-    ("failed to resolve host", "Check the host's spelling and DNS."),
-    ("Connection refused", "Is the server running, and is this its address and port?"),
-    ("No such file or directory", "Is the server running, and is this the folder of its socket?"),
-    ("timeout expired", "Nothing answers there: check the address, the firewall and the server's load."),
-    ("password authentication failed", "Check user and password; in a URL the password must be percent-encoded."),
-    ("no password supplied", "Put the password into the URL, password_file, password_command or a .pgpass file."),
-    ("no pg_hba.conf entry", "The server's pg_hba.conf does not let this user in from this host."),
-    ("does not exist", "Check the name; `psql -l` shows the databases of a server, `\\du` its roles."),
-    ("starting up", "The server is starting or recovering; try again in a moment."),
-    ("shutting down", "The server is shutting down."),
-    ("too many clients", "All connections are taken: end idle ones, or raise max_connections."),
-    ("remaining connection slots", "All connections are taken: end idle ones, or raise max_connections."),
-    ("not currently accepting connections", "ALTER DATABASE … ALLOW_CONNECTIONS true lets clients in again."),
-    ("server does not support SSL", "The server has no TLS: use sslmode=prefer, or give it a certificate."),
+# A sign in libpq's reason → a word for it, and what a person does about it. Order matters: the first that fits.
+CONNECT_REASONS = (
+    ("could not translate host name", "dns", "Check the host's spelling and DNS."),
+    ("failed to resolve host", "dns", "Check the host's spelling and DNS."),
+    ("Connection refused", "refused", "Is the server running, and is this its address and port?"),
+    ("No such file or directory", "refused", "Is the server running, and is this the folder of its socket?"),
+    ("timeout expired", "timeout", "Nothing answers there: check the address, the firewall and the server's load."),
+    (
+        "password authentication failed",
+        "authentication",
+        "Check user and password; in a URL the password must be percent-encoded.",
+    ),
+    (
+        "no password supplied",
+        "authentication",
+        "Put the password into the URL, password_file, password_command or a .pgpass file.",
+    ),
+    ("no pg_hba.conf entry", "authentication", "The server's pg_hba.conf does not let this user in from this host."),
+    ("does not exist", "not_found", "Check the name; `psql -l` shows the databases of a server, `\\du` its roles."),
+    ("starting up", "starting_up", "The server is starting or recovering; try again in a moment."),
+    ("not yet accepting connections", "starting_up", "The server is starting or recovering; try again in a moment."),
+    ("in recovery mode", "starting_up", "The server is recovering from a crash; try again in a moment."),
+    ("shutting down", "shutting_down", "The server is shutting down."),
+    ("too many c", "too_many_clients", "All connections are taken: end idle ones, or raise the limit."),
+    ("remaining connection slots", "too_many_clients", "All connections are taken: end idle ones, or raise the limit."),
+    (
+        "not currently accepting connections",
+        "not_accepting",
+        "ALTER DATABASE … ALLOW_CONNECTIONS true lets clients in again.",
+    ),
+    ("server does not support SSL", "tls", "The server has no TLS: use sslmode=prefer, or give it a certificate."),
+    ("certificate", "tls", "Check sslmode and sslrootcert against the server's certificate."),
 )
 
 
@@ -106,13 +128,17 @@ class Server:
     @property
     def address(self) -> str:
         """``host:port`` or the socket's folder; never the user's password."""
-        return f"{self.host}:{self.parameters.get('port') or self._defaults.get('port') or '5432'}"
+        return f"{self.host}:{self.port}"
 
     @property
     def host(self) -> str:
         """The host's name or address, or the socket's folder."""
         given = self.parameters.get("host") or self.parameters.get("hostaddr")
         return given or self._defaults.get("host") or "localhost"
+
+    @property
+    def port(self) -> str:
+        return self.parameters.get("port") or self._defaults.get("port") or "5432"
 
     @property
     def password(self) -> str | None:
@@ -127,18 +153,26 @@ class Server:
 
     @contextmanager
     def connect(
-        self, database: str | None = None, *, application_name: str = "opsctl", lasting: bool = False
+        self,
+        database: str | None = None,
+        *,
+        application_name: str = "opsctl",
+        lasting: bool = False,
+        connect_seconds: int | None = None,
     ) -> Iterator["Connection"]:
         """An autocommit session with the login's timeouts lifted and names resolved in pg_catalog only.
 
-        ``lasting`` asks the network to notice a dead peer early. Raises DatabaseUnreachable when there is no
-        connection or it is lost, QueryFailed when the server refuses a statement.
+        ``lasting`` asks the network to notice a dead peer early; ``connect_seconds`` wins over the URL's timeout.
+        Raises DatabaseUnreachable when there is no connection or it is lost, QueryFailed when the server refuses a
+        statement.
         """
         import psycopg
 
         wanted = database or self.database
         params: dict[str, Any] = {"connect_timeout": "10", **self.parameters, "dbname": wanted}
         params |= {"application_name": application_name[:63], "client_encoding": "UTF8"}
+        if connect_seconds is not None:
+            params["connect_timeout"] = connect_seconds
         if lasting:
             params |= {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
         try:
@@ -154,10 +188,11 @@ class Server:
 
     def _unreachable(self, database: str, error: Exception) -> DatabaseUnreachable:
         reason = _connect_reason(str(error))
-        hint = next((hint for sign, hint in CONNECT_HINTS if sign in reason), None)
+        word, hint = next(((word, hint) for sign, word, hint in CONNECT_REASONS if sign in reason), ("other", None))
         user = self.parameters.get("user") or self._defaults.get("user")
         login = f" as {user}" if user else ""
-        return DatabaseUnreachable(f"Cannot connect to {database!r} at {self.address}{login}: {reason}.", hint=hint)
+        message = f"Cannot connect to {database!r} at {self.address}{login}: {reason}."
+        return DatabaseUnreachable(message, hint=hint, reason=word)
 
     @cached_property
     def maintenance_database(self) -> str:
@@ -302,7 +337,7 @@ def mapped_errors() -> Iterator[None]:
             f"The server refused a statement: {_primary(error)}.", hint=error.diag.message_hint
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
-        raise QueryFailed(
+        raise NotPermitted(
             f"The login may not do that: {_primary(error)}.",
             hint=error.diag.message_hint or "Grant the right, or use a login that has it.",
         ) from error

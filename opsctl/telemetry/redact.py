@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from datetime import datetime
+from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ class Redactor:
         self._public: set[str] = set()
         self._values: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
+        self._adding = Lock()  # checks open their servers in threads of their own
         self.add(secrets)
 
     def except_for(self, names: Iterable[str]) -> None:
@@ -36,12 +38,13 @@ class Redactor:
 
     def add(self, secrets: Iterable[str]) -> None:
         """Learn secrets: each as it is, percent-encoded, and as repr, JSON and libpq escape it in a message."""
-        for secret in secrets:
-            if len(secret) >= SHORTEST and secret not in self._public:
-                escaped = {repr(secret)[1:-1], *(json.dumps(secret, ensure_ascii=flag)[1:-1] for flag in (True, False))}
-                self._values |= {secret, quote(secret, safe=""), quote(secret), *escaped}
-        longest_first = sorted(self._values, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        with self._adding:
+            for secret in secrets:
+                if len(secret) >= SHORTEST and secret not in self._public:
+                    as_json = (json.dumps(secret, ensure_ascii=flag)[1:-1] for flag in (True, False))
+                    self._values |= {secret, quote(secret, safe=""), quote(secret), repr(secret)[1:-1], *as_json}
+            longest_first = sorted(self._values, key=len, reverse=True)
+            self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def text(self, text: str) -> str:
         if self._pattern is not None:

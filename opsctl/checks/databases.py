@@ -1,0 +1,88 @@
+"""Whether a database can be reached at all: what every other check of it depends on."""
+
+import time
+from collections.abc import Iterable
+
+from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
+from opsctl.checks.scope import Scope
+from opsctl.errors import DatabaseUnreachable, Refused
+
+LANE = "database"
+NOT_CONFIGURED = "No database is configured."
+LISTEN_SECONDS = 1.0
+
+HUNG = "Something listens there but does not answer: the server hangs, or its machine is out of memory or disk."
+RESERVED = (
+    "End sessions that do nothing, or raise max_connections. From PostgreSQL 16 on, reserved_connections and"
+    " pg_use_reserved_connections keep a seat for the login of opsctl."
+)
+
+
+def databases(scope: Scope) -> Iterable[Target]:
+    return [Target(name) for name in scope.databases]
+
+
+def check_connect(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
+    """Name, address, login, first answer: the first rung that breaks is the finding."""
+    from opsctl.postgres import session  # noqa: F401  # what is loaded first is not the server's delay
+
+    server = scope.server(target)
+    started = time.monotonic()
+    try:
+        connection = scope.session(target)
+    except Refused as error:
+        return Finding("unknown", error.message, code="pooler", remedy=Remedy(str(error.hint)))
+    except DatabaseUnreachable as error:
+        return _unreachable(scope, target, error)
+    seconds = time.monotonic() - started
+    version = connection.info.parameter_status("server_version") or ""
+    status = thresholds.judge(seconds)
+    return Finding(
+        status,
+        f"PostgreSQL {version.partition(' ')[0]} at {server.address} answered after {seconds * 1000:.0f} ms.",
+        value=round(seconds, 3),
+        code=None if status == "ok" else "slow",
+        details={"address": server.address, "server_version": version},
+        remedy=None if status == "ok" else Remedy("Look at the server's load, the network and name resolution."),
+    )
+
+
+def _unreachable(scope: Scope, target: str, error: DatabaseUnreachable) -> Finding:
+    from opsctl.postgres.session import takes_connections
+
+    server, code, message, hint = scope.server(target), error.reason, error.message, error.hint
+    if code == "timeout" and takes_connections(server, seconds=LISTEN_SECONDS):
+        code, message, hint = (
+            "hung",
+            f"{message} {HUNG}",
+            "Look at the server's machine; restart the server if it hangs.",
+        )
+    if code == "too_many_clients":
+        hint = RESERVED
+    return Finding(
+        "crit",
+        message,
+        code=code,
+        details={"address": server.address},
+        remedy=Remedy(hint or "Look at the server's log."),
+    )
+
+
+CHECKS = (
+    Check(
+        id="db.connect",
+        title="the database answers",
+        probe=check_connect,
+        reads="resolves the host, connects, logs in and waits for the first answer, as an application would",
+        why="Without a connection nothing else about the database can be known. An application waits for its connection"
+        " too: 1 s is what a person notices.",
+        fix="The finding says which rung broke: name resolution, the network, the login, or the server itself.",
+        thresholds=Thresholds(warn=1),
+        unit="s",
+        targets=databases,
+        not_configured=NOT_CONFIGURED,
+        explained_by=("service",),
+        lane=LANE,
+        timeout_seconds=7,
+    ),
+)

@@ -1,0 +1,236 @@
+"""Checks run side by side, each after those it depends on, all of them within a fixed time whatever hangs."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from opsctl.checks.check import NO_THRESHOLDS, Check, CheckResult, Finding, Remedy, Target, Thresholds
+from opsctl.checks.scope import Scope
+from opsctl.errors import DatabaseUnreachable, NotPermitted, OpsctlError
+from opsctl.telemetry.logs import get_logger
+
+RUN_SECONDS = 12.0
+
+Answer = Finding | Exception
+
+
+@dataclass(eq=False)
+class Unit:
+    """One check at one target: what is run, and then what it came to."""
+
+    check: Check
+    target: Target
+    thresholds: Thresholds = NO_THRESHOLDS
+    result: CheckResult | None = None
+    root: "Unit | None" = None
+    """The failed one this was skipped because of."""
+    started: float = 0.0
+
+    @property
+    def lane(self) -> tuple[str, str] | None:
+        return (self.check.lane, self.target.name) if self.check.lane else None
+
+    def is_after(self, other: "Unit") -> bool:
+        same = other.target.name in {self.target.name, "", *self.target.within}
+        return same and other.check.id in self.check.after
+
+
+def list_units(checks: Iterable[Check], scope: Scope, thresholds: Mapping[str, Thresholds]) -> list[Unit]:
+    """Every check with every target it has; one without targets is there too, skipped."""
+    units = []
+    for check in checks:
+        limits = thresholds.get(check.id, check.thresholds)
+        try:
+            targets = list(check.targets(scope))
+        except OpsctlError as error:
+            units.append(_answered(Unit(check, Target(), limits), error, 0.0))
+            continue
+        units += [Unit(check, target, limits) for target in targets]
+        if not targets:
+            units.append(_skipped(Unit(check, Target(), limits), check.not_configured))
+    return units
+
+
+def run_checks(units: Sequence[Unit], scope: Scope, *, run_seconds: float = RUN_SECONDS) -> list[CheckResult]:
+    """Run them; a result for each, in the same order. Ends within ``run_seconds`` even if every one hangs."""
+    run = _Run(units, scope, run_seconds)
+    try:
+        run.work()
+    finally:
+        scope.close(but_for={lane[1] for lane in run.broken})
+    scope.samples.save()
+    _fold(units)
+    return [unit.result for unit in units if unit.result]
+
+
+class _Run:
+    """One run: what waits, what is under way, which lanes hang."""
+
+    def __init__(self, units: Sequence[Unit], scope: Scope, run_seconds: float) -> None:
+        self._units = units
+        self._scope = scope
+        self._ends_at = time.monotonic() + run_seconds
+        self._waiting = [unit for unit in units if unit.result is None]
+        self._running: list[Unit] = []
+        self._answers: SimpleQueue[tuple[Unit, Answer]] = SimpleQueue()
+        self.broken: dict[tuple[str, str], Unit] = {}
+        """Lanes whose thread hangs or whose session is lost, with the unit it happened to."""
+
+    def work(self) -> None:
+        while True:
+            self._start_what_can()
+            if not self._running:
+                return
+            try:
+                unit, answer = self._answers.get(timeout=max(0.0, self._next_deadline() - time.monotonic()))
+            except Empty:
+                self._give_up_on_the_late()
+            else:
+                if unit.result is None:  # else it was given up on
+                    self._finish(unit, answer)
+
+    def _start_what_can(self) -> None:
+        """Start what waits for nothing any more; what cannot run any more is skipped, and so what waits for that."""
+        settled = True
+        while settled:
+            settled = False
+            for unit in list(self._waiting):
+                ancestors = [each for each in self._units if unit.is_after(each)]
+                root = next((each.root or each for each in ancestors if each.result and _blocks(each)), None)
+                root = root or (self.broken.get(unit.lane) if unit.lane else None)
+                if root is not None:
+                    unit.root = root
+                    _skipped(unit, f"Not looked at: {_name(root)} failed.", because=root.check.id)
+                    settled = True
+                elif any(each.result is None for each in ancestors) or self._is_busy(unit):
+                    continue
+                else:
+                    self._start(unit)
+                self._waiting.remove(unit)
+
+    def _is_busy(self, unit: Unit) -> bool:
+        return unit.lane is not None and any(each.lane == unit.lane for each in self._running)
+
+    def _start(self, unit: Unit) -> None:
+        unit.started = time.monotonic()
+        self._running.append(unit)
+
+        def run() -> None:
+            answer: Answer
+            try:
+                answer = unit.check.probe(self._scope, unit.target.name, unit.thresholds)
+            except Exception as error:  # noqa: BLE001 - a check never vanishes: what it raises is its result
+                answer = error
+            self._answers.put((unit, answer))
+
+        # A daemon: one that hangs in a server that does not answer must not keep the program alive.
+        Thread(target=run, name=_name(unit), daemon=True).start()
+
+    def _next_deadline(self) -> float:
+        return min(self._ends_at, *(each.started + each.check.timeout_seconds for each in self._running))
+
+    def _give_up_on_the_late(self) -> None:
+        now = time.monotonic()
+        for unit in list(self._running):
+            if now >= min(self._ends_at, unit.started + unit.check.timeout_seconds):
+                self._finish(unit, OpsctlError(f"No answer within {now - unit.started:.0f} s."), hangs=True)
+
+    def _finish(self, unit: Unit, answer: Answer, *, hangs: bool = False) -> None:
+        self._running.remove(unit)
+        _answered(unit, answer, time.monotonic() - unit.started)
+        if unit.lane is not None and (hangs or isinstance(answer, DatabaseUnreachable)):
+            self.broken[unit.lane] = unit
+
+
+def _blocks(unit: Unit) -> bool:
+    return unit.result is not None and (unit.result.failed or unit.root is not None)
+
+
+def _name(unit: Unit) -> str:
+    return f"{unit.check.id} ({unit.target.name})" if unit.target.name else unit.check.id
+
+
+def _answered(unit: Unit, answer: Answer, seconds: float) -> Unit:
+    finding = answer if isinstance(answer, Finding) else _unknown(unit.check, answer)
+    check, thresholds = unit.check, unit.thresholds
+    remedy = finding.remedy or (Remedy(check.fix) if finding.status in {"warn", "crit"} else None)
+    unit.result = CheckResult(
+        id=check.id,
+        title=check.title,
+        status=finding.status,
+        message=finding.message,
+        target=unit.target.name or None,
+        code=finding.code or (None if finding.status == "ok" else check.id.rpartition(".")[2]),
+        value=finding.value,
+        unit=check.unit,
+        warn=thresholds.warn,
+        crit=thresholds.crit,
+        details=finding.details,
+        remedy=remedy,
+        duration_seconds=round(seconds, 3),
+    )
+    return unit
+
+
+def _unknown(check: Check, error: Exception) -> Finding:
+    """A check that could not be made: why, and what it takes."""
+    if isinstance(error, NotPermitted):
+        needs = f"This check needs: {check.grant}." if check.grant else error.hint
+        return Finding("unknown", error.message, code="not_permitted", remedy=Remedy(needs) if needs else None)
+    if isinstance(error, OpsctlError):
+        return Finding("unknown", error.message, code=error.code, remedy=Remedy(error.hint) if error.hint else None)
+    get_logger().error("doctor.bug", check=check.id, exc_info=error)
+    text = "Run it again with --debug and report what it prints."
+    return Finding("unknown", f"A bug in opsctl: {type(error).__name__}: {error}", code="bug", remedy=Remedy(text))
+
+
+def _skipped(unit: Unit, message: str, because: str | None = None) -> Unit:
+    limits = unit.thresholds
+    unit.result = CheckResult(
+        id=unit.check.id,
+        title=unit.check.title,
+        status="skip",
+        message=message,
+        target=unit.target.name or None,
+        unit=unit.check.unit,
+        warn=limits.warn,
+        crit=limits.crit,
+        because=because,
+    )
+    return unit
+
+
+def _fold(units: Sequence[Unit]) -> None:
+    """One alarm for one thing: what explains a failure (its container is stopped) becomes part of it."""
+    for unit in units:
+        if unit.result is None or not unit.result.failed:
+            continue
+        for other in units:
+            if _explains(other, unit):
+                _fold_into(unit, other, units)
+
+
+def _explains(other: Unit, unit: Unit) -> bool:
+    is_named = any(other.check.id == each or other.check.id.startswith(f"{each}.") for each in unit.check.explained_by)
+    return is_named and other.target.name in unit.target.within and other.result is not None and other.result.failed
+
+
+def _fold_into(unit: Unit, other: Unit, units: Sequence[Unit]) -> None:
+    effect, reason = unit.result, other.result
+    if effect is None or reason is None:
+        return
+    is_first = "reason" not in effect.details
+    unit.result = replace(
+        effect,
+        message=f"{reason.message} {effect.message}" if is_first else effect.message,
+        code=reason.code if is_first else effect.code,
+        remedy=(reason.remedy or effect.remedy) if is_first else effect.remedy,
+        details={**effect.details, "reason": effect.details.get("reason", other.check.id)},
+    )
+    other.root = unit
+    for each in units:
+        if each.result is not None and (each is other or each.root is other):
+            each.root = unit
+            each.result = replace(each.result, status="skip", because=unit.check.id)

@@ -1,0 +1,76 @@
+"""What a run of checks may look at. Everything is opened when it is first asked for, in the thread that asks."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from opsctl.checks.samples import Samples
+from opsctl.errors import DatabaseUnreachable
+
+if TYPE_CHECKING:
+    from opsctl.config import Config
+    from opsctl.postgres.server import Connection, Server
+    from opsctl.postgres.tools import Tools
+    from opsctl.repository import Repository
+
+CONNECT_SECONDS = 4
+
+
+@dataclass
+class Scope:
+    """The configuration, the databases to look at, the clock, and how servers, repositories and tools are opened."""
+
+    config: "Config"
+    databases: Sequence[str]
+    clock: Callable[[], datetime]
+    open_server: Callable[[str], "Server"]
+    open_repositories: Callable[[], Mapping[str, "Repository"]]
+    open_tools: Callable[[], "Tools"]
+    samples: Samples = field(default_factory=Samples)
+
+    def __post_init__(self) -> None:
+        self._lock = Lock()
+        self._servers: dict[str, Server] = {}
+        self._sessions: dict[str, tuple[ExitStack, Connection]] = {}
+        self._is_closed = False
+
+    def server(self, database: str) -> "Server":
+        if database not in self._servers:
+            self._servers[database] = self.open_server(database)
+        return self._servers[database]
+
+    @property
+    def repositories(self) -> Mapping[str, "Repository"]:
+        with self._lock:
+            return self.open_repositories()
+
+    @property
+    def tools(self) -> "Tools":
+        with self._lock:
+            return self.open_tools()
+
+    def session(self, database: str) -> "Connection":
+        """The one session with a database, which all its checks share: use it in the lane ``database`` only."""
+        from opsctl.postgres.session import examining
+
+        if database not in self._sessions:
+            stack = ExitStack()
+            connection = stack.enter_context(examining(self.server(database), connect_seconds=CONNECT_SECONDS))
+            with self._lock:
+                if not self._is_closed:
+                    self._sessions[database] = stack, connection
+                    return connection
+            stack.close()
+            raise DatabaseUnreachable("The session came after the run was over.")
+        return self._sessions[database][1]
+
+    def close(self, *, but_for: Collection[str] = ()) -> None:
+        """End the sessions, but for those whose threads hang in them: they end with the process."""
+        with self._lock:
+            self._is_closed = True
+        for database, (stack, _) in self._sessions.items():
+            if database not in but_for:
+                stack.close()

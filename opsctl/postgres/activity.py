@@ -1,0 +1,95 @@
+"""What the sessions of a server are doing: how many there are, and who waits for whom."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opsctl.postgres.server import one, rows
+from opsctl.postgres.session import require_statistics
+
+if TYPE_CHECKING:
+    from opsctl.postgres.server import Connection
+
+QUERY_CHARACTERS = 200
+LITERAL = re.compile(r"'(?:[^']|'')*(?:'|$)|(\$\w*\$).*?(?:\1|$)", re.DOTALL)
+"""Strings in a query: they may be anybody's password or address, and nobody needs them to find the session."""
+
+BLOCKED = f"""
+    with waiting as (
+        select pid, pg_blocking_pids(pid) as blockers,
+               extract(epoch from clock_timestamp() - coalesce(l.waitstart, a.query_start))::float8 as seconds
+        from pg_stat_activity a
+        left join lateral (select min(waitstart) as waitstart from pg_locks l where l.pid = a.pid and not granted) l
+          on true
+        where wait_event_type = 'Lock' and cardinality(pg_blocking_pids(pid)) > 0)
+    select w.pid, w.blockers, w.seconds, b.pid, coalesce(b.application_name, ''), coalesce(b.usename, ''),
+           coalesce(b.datname, ''), coalesce(b.state, ''),
+           extract(epoch from clock_timestamp() - coalesce(b.xact_start, b.query_start))::float8,
+           coalesce(left(b.query, {QUERY_CHARACTERS}), '')
+    from waiting w left join pg_stat_activity b on b.pid = any(w.blockers)"""
+
+
+@dataclass(frozen=True)
+class Connections:
+    """Client sessions, and how many a login without privileges could have."""
+
+    used: int
+    available: int
+    idle_in_transaction: int
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """A session others wait for; pid 0 is a prepared transaction."""
+
+    pid: int
+    application_name: str
+    user: str
+    database: str
+    state: str
+    transaction_seconds: float | None
+    query: str
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """``waiting`` sessions, the longest of them for ``longest_seconds``; the ``roots`` wait for nobody themselves."""
+
+    waiting: int
+    longest_seconds: float
+    roots: tuple[Blocker, ...]
+
+
+def without_literals(query: str) -> str:
+    """A query's text without the strings in it, on one line."""
+    return " ".join(LITERAL.sub("'…'", query).split())
+
+
+def _blocker(row: tuple[Any, ...]) -> Blocker:
+    pid, application_name, user, database, state, seconds, query = row
+    return Blocker(pid, application_name, user, database, state, seconds, without_literals(query))
+
+
+def read_connections(connection: "Connection") -> Connections:
+    used, available, idle = one(
+        connection,
+        """select count(*) filter (where backend_type = 'client backend'),
+                  current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+                    - coalesce(current_setting('reserved_connections', true)::int, 0),
+                  count(*) filter (where state like 'idle in transaction%')
+           from pg_stat_activity where pid <> pg_backend_pid()""",
+    )
+    return Connections(used, available, idle)
+
+
+def read_blocked(connection: "Connection") -> Blocked:
+    """Who waits for a lock, and for whom in the end. Raises NotPermitted."""
+    require_statistics(connection)
+    version = connection.info.server_version
+    query = BLOCKED if version >= 140000 else BLOCKED.replace("min(waitstart)", "null::timestamptz")
+    found = rows(connection, query)
+    waiting = {row[0]: (row[1], row[2]) for row in found}
+    blockers = {pid: Blocker(0, "", "", "", "prepared", None, "") for row in found for pid in row[1] if pid == 0}
+    blockers |= {row[3]: _blocker(row[3:]) for row in found if row[3] is not None}
+    roots = tuple(blocker for pid, blocker in sorted(blockers.items()) if pid not in waiting)
+    return Blocked(len(waiting), max((seconds for _, seconds in waiting.values()), default=0.0), roots)
