@@ -156,14 +156,21 @@ def _check(check: Check) -> Iterator[str]:
 
 def error_table() -> str:
     """Every error's stable word, with its exit code and what the drawing at the top of errors.py says of it."""
-    drawn = dict(re.findall(r"^[├└]── (\w+) +\d+ +(.+)$", errors.__doc__ or "", re.MULTILINE))
+    drawn = dict(re.findall(r"^(?:│   )?[├└]── (\w+) +\d+ +(.+)$", errors.__doc__ or "", re.MULTILINE))
     lines = ["| `error.code` | exit code | means |", "|---|---|---|"]
-    for each in OpsctlError.__subclasses__():
+    for each in _all_below(OpsctlError):
         code = "130 or 143" if each.code == "interrupted" else str(int(each.exit_code))
         lines.append(f"| `{each.code}` | {code} | {drawn[each.__name__]} |")
     lines.append("| `failed` | 1 | something else failed; the message says what |")
     lines.append("| `bug` | 70 | an error opsctl did not expect |")
     return "\n".join(lines)
+
+
+def _all_below(kind: type[OpsctlError]) -> Iterator[type[OpsctlError]]:
+    for each in kind.__subclasses__():
+        if each.__module__ == kind.__module__:  # modules have some of their own, which nobody meets
+            yield each
+            yield from _all_below(each)
 
 
 def pages() -> dict[Path, str]:

@@ -85,7 +85,7 @@ def take_backup(
         remove_leftovers(plan.server, plan.server.database)
         started_at = _begin_second(plan, clock)
         identifier = backup_id(segment(plan.database), started_at, secrets.token_hex(2))
-        uploads = Uploads(plan.repositories, plan.database, identifier)
+        uploads = Uploads(plan.repositories, plan.database, identifier, created_at=started_at)
         try:
             written = _write_files(plan, binaries, uploads, start_progress)
             manifest = Manifest(

@@ -6,6 +6,7 @@ OpsctlError                      1
 ├── LockHeld                    11   another run, or a session of the database, holds what is needed
 ├── DatabaseUnreachable         12   no connection: host, port, password, database name
 ├── RepositoryUnreachable       13   a repository cannot be read or written
+│   └── RemovalRefused          13   something is locked there, or the credentials may not delete
 ├── NoSuchBackup                14   no backup of that name, or none at all
 ├── BackupDamaged               15   stored bytes are not what the manifest says
 ├── Refused                     16   a confirmation or a precondition is missing; nothing was changed
@@ -17,6 +18,7 @@ OpsctlError                      1
 Errors are named for a state or in the past tense. Each says what happened (message) and what to do (hint).
 """
 
+from datetime import datetime
 from enum import IntEnum
 
 
@@ -93,6 +95,16 @@ class DatabaseUnreachable(OpsctlError):
 class RepositoryUnreachable(OpsctlError):
     exit_code = ExitCode.REPOSITORY_UNREACHABLE
     code = "repository_unreachable"
+
+
+class RemovalRefused(RepositoryUnreachable):
+    """``locked_until`` says how long a lock holds; None: we may not delete there at all."""
+
+    code = "removal_refused"
+
+    def __init__(self, message: str, *, hint: str | None = None, locked_until: datetime | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.locked_until = locked_until
 
 
 class NoSuchBackup(OpsctlError):

@@ -6,7 +6,7 @@ catalog.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,15 +14,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Literal, cast
 from urllib.parse import quote, unquote
 
-from opsctl.errors import BackupDamaged, RepositoryUnreachable
+from opsctl.errors import BackupDamaged, Refused, RemovalRefused, RepositoryUnreachable
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, format_time, parse_manifest
-from opsctl.storage import Entry, Storage
+from opsctl.storage import Entry, Publication, Storage, locked_text
 from opsctl.stream import Writer
 
 MANIFEST = "manifest.json"
 PIN = "pin"
 ORPHAN_GRACE = timedelta(hours=48)
 """How long an incomplete backup may stand still before prune removes it: longer than any pause of a dump."""
+
+HIDDEN = "hidden by a delete marker"
+"""Why a backup is none that somebody has deleted, in a bucket that keeps versions, without removing them."""
 
 READERS = 8
 
@@ -91,7 +94,7 @@ class StoredBackup:
 
 @dataclass(frozen=True)
 class Incomplete:
-    """A folder that is no backup: interrupted, still being written, or with a damaged manifest."""
+    """A folder that is no backup: interrupted, still being written, hidden, or with a damaged manifest."""
 
     repository: str
     id: str
@@ -102,7 +105,7 @@ class Incomplete:
     folder: str
 
     def is_orphan(self, now: datetime) -> bool:
-        """Whether it may go: nothing was written to it for the grace time. A damaged backup is no orphan."""
+        """Whether it may go: nothing was written to it for the grace time. Damaged or hidden ones are no orphans."""
         return self.reason == "interrupted" and now - self.modified_at > ORPHAN_GRACE
 
 
@@ -157,25 +160,39 @@ class Catalog:
 
 
 class Repository:
-    """A repository by its configured name."""
+    """A repository by its configured name. Its backups are locked for ``lock_for``, where the storage can do that."""
 
-    def __init__(self, name: str, storage: Storage) -> None:
+    def __init__(self, name: str, storage: Storage, lock_for: timedelta | None = None) -> None:
         self.name = name
         self.storage = storage
+        self.lock_for = lock_for
 
     def catalog(self, databases: Sequence[str] = ()) -> Catalog:
         """Every backup, or those of some databases; what cannot be read as one is named as incomplete."""
         wanted = {segment(name) for name in databases}
         folders = [name for name in self.storage.folders() if not wanted or name in wanted]
-        catalog = Catalog()
+        catalog = Catalog(incomplete=list(self._hidden(wanted)))
+        hidden = {each.folder for each in catalog.incomplete}
         with ThreadPoolExecutor(READERS) as readers:
             for folder in folders:
                 for found in readers.map(self._read, self._folders(folder)):
                     if isinstance(found, StoredBackup):
                         catalog.backups.append(Backup((found,)))
-                    else:
+                    elif found.folder not in hidden:
                         catalog.incomplete.append(found)
         return catalog
+
+    def _hidden(self, databases: Iterable[str]) -> Iterator[Incomplete]:
+        """The backups whose manifest is there only below a delete marker."""
+        grouped: dict[str, list[Entry]] = {}
+        for prefix in databases or ("",):
+            for entry in self.storage.hidden(prefix):
+                grouped.setdefault("/".join(entry.key.split("/")[:2]), []).append(entry)
+        for folder, entries in grouped.items():
+            if any(entry.key == f"{folder}/{MANIFEST}" for entry in entries):
+                database, _, name = folder.partition("/")
+                total, newest = sum(each.bytes for each in entries), max(each.modified_at for each in entries)
+                yield Incomplete(self.name, name, unquote(database), total, newest, HIDDEN, folder)
 
     def _folders(self, database: str) -> Iterator[tuple[str, str, list[Entry]]]:
         """The files of each backup of a database: (database, backup folder, files)."""
@@ -215,12 +232,27 @@ class Repository:
             return False
         return any((self.storage.unpublished(name) or name).startswith(beginning) for name in names)
 
-    def begin(self, database: str, backup_id: str) -> "Upload":
-        """Begin a new backup. The repository comes into being with its first one."""
+    def begin(self, database: str, backup_id: str, *, created_at: datetime) -> "Upload":
+        """Begin a new backup. The repository comes into being with its first one.
+
+        Raises Refused for a database whose folder differs from another one's in upper and lower case alone.
+        """
         if self.storage.prepare():
             with suppress(FileExistsError):  # another first run was faster
                 self.storage.create("RESTORE.txt", RESTORE_TEXT.encode())
-        return Upload(self.storage, f"{segment(database)}/{backup_id}")
+        self._require_own_folder(segment(database))
+        retain_until = created_at + self.lock_for if self.lock_for else None
+        return Upload(self.storage.begin(f"{segment(database)}/{backup_id}", retain_until=retain_until))
+
+    def _require_own_folder(self, folder: str) -> None:
+        names = self.storage.folders()
+        similar = next((name for name in names if name.casefold() == folder.casefold()), None)
+        if similar is not None and folder not in names:
+            raise Refused(
+                f"The repository {self.name} has backups of {unquote(similar)!r}, and {unquote(folder)!r} differs from"
+                " that in upper and lower case alone.",
+                hint="On a disk that does not tell these apart they would mix; call the database something else.",
+            )
 
     def open(self, manifest: Manifest, file: StoredFile) -> BinaryIO:
         """A file of a backup for reading. Raises BackupDamaged when it is not there."""
@@ -233,7 +265,17 @@ class Repository:
             ) from error
 
     def remove(self, manifest: Manifest) -> None:
-        """Remove a backup: its manifest first, so that an interruption leaves an orphan and no broken backup."""
+        """Remove a backup: its manifest first, so that an interruption leaves an orphan and no broken backup.
+
+        Raises RemovalRefused before anything is touched while the backup is locked, and when we may not delete.
+        """
+        locked = self.locked_until(manifest)
+        if locked is not None:
+            raise RemovalRefused(
+                f"{manifest.id} in {self.name} {locked_text(locked)}.",
+                hint="A prune after that removes it.",
+                locked_until=locked,
+            )
         self.storage.delete(f"{_folder(manifest)}/{MANIFEST}")
         self.storage.delete_folder(_folder(manifest))
 
@@ -250,8 +292,14 @@ class Repository:
             f"{_folder(manifest)}/evidence/{name}", json.dumps({**body, "details": details}, indent=2).encode()
         )
 
-    def pin(self, manifest: Manifest) -> None:
-        """Keep a backup whatever the retention says."""
+    def locked_until(self, manifest: Manifest) -> datetime | None:
+        """Until when nobody can remove the backup; None if it is not locked."""
+        return self.storage.locked_until(_folder(manifest))
+
+    def pin(self, manifest: Manifest, *, now: datetime) -> None:
+        """Keep a backup whatever the retention says. Its lock begins anew."""
+        if self.lock_for:
+            self.storage.extend_lock(_folder(manifest), now + self.lock_for)
         try:
             self.storage.create(f"{_folder(manifest)}/{PIN}", b"")
         except FileExistsError:
@@ -260,12 +308,17 @@ class Repository:
     def unpin(self, manifest: Manifest) -> None:
         self.storage.delete(f"{_folder(manifest)}/{PIN}")
 
+    def clock_skew(self, clock: Callable[[], datetime]) -> timedelta:
+        """How far this host's clock is from the service's; nothing where there is just one."""
+        there = self.storage.now()
+        return abs(clock() - there) if there else timedelta(0)
+
 
 class Upload:
     """A backup on its way into one repository."""
 
-    def __init__(self, storage: Storage, folder: str) -> None:
-        self._publication = storage.begin(folder)
+    def __init__(self, publication: Publication) -> None:
+        self._publication = publication
 
     @contextmanager
     def file(self, name: str) -> Iterator[Writer]:

@@ -50,6 +50,12 @@ class Policy:
     def is_empty(self) -> bool:
         return not any(vars(self).values())
 
+    @property
+    def certain_span(self) -> timedelta:
+        """How old a backup that is taken every night is sure to become before these rules let it go."""
+        counted = (timedelta(days=self.count("daily")), timedelta(hours=self.count("hourly")))
+        return max(*counted, self.keep_within or timedelta(0))
+
     def count(self, rule: str) -> int:
         """How many backups a rule of :data:`RULES` may keep."""
         return getattr(self, f"keep_{rule}") or 0

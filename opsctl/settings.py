@@ -114,6 +114,8 @@ class RepositorySettings(Settings):
     server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
     kms_key_id: str | None = None
     ca_bundle: Path | None = None
+    object_lock: Literal["off", "governance", "compliance"] = "off"
+    object_lock_days: Annotated[int, Field(ge=1, le=36500)] | None = None
 
     @model_validator(mode="after")
     def _fitting_keys(self) -> "RepositorySettings":
@@ -123,6 +125,8 @@ class RepositorySettings(Settings):
                 raise ValueError(f"{irrelevant[0]} is for s3:// repositories only")
         if self.kms_key_id is not None and self.server_side_encryption in {None, "AES256"}:
             raise ValueError('kms_key_id needs server_side_encryption = "aws:kms"')
+        if self.object_lock_days is not None and self.object_lock == "off":
+            raise ValueError('object_lock_days needs object_lock = "governance" or "compliance"')
         return self
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 
 from opsctl.errors import RepositoryUnreachable
 from opsctl.manifest import Manifest
@@ -15,13 +16,15 @@ class Uploads:
     Every method raises RepositoryUnreachable once none is left. Leave through :meth:`publish` or :meth:`abandon`.
     """
 
-    def __init__(self, repositories: Sequence[Repository], database: str, backup_id: str) -> None:
+    def __init__(
+        self, repositories: Sequence[Repository], database: str, backup_id: str, *, created_at: datetime
+    ) -> None:
         self.failures: dict[str, RepositoryUnreachable] = {}
         self._uploads: dict[str, Upload] = {}
         try:
             for repository in repositories:
                 with self.surviving(repository.name):
-                    self._uploads[repository.name] = repository.begin(database, backup_id)
+                    self._uploads[repository.name] = repository.begin(database, backup_id, created_at=created_at)
             self.require_one()
         except BaseException:
             self.abandon()

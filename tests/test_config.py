@@ -192,6 +192,9 @@ def test_default_state_folder(tmp_path, monkeypatch):
 # What is wrong with it
 
 
+LOCKED = f"{MINIMAL}[repositories.x]\nurl = 's3://b/p'\nobject_lock = "
+
+
 @pytest.mark.parametrize(
     ("text", "words", "hint"),
     [
@@ -214,6 +217,9 @@ def test_default_state_folder(tmp_path, monkeypatch):
         (f'{MINIMAL}password_command = "sh -c \'unbalanced"\n', ["password_command"], "by hand"),
         (f"{MINIMAL}password_file = 'gone'\n", ["password_file", "gone", "No such file"], "readable"),
         ("databases = 3\n", ["databases"], ""),
+        (f"{LOCKED}'none'\n", ["repositories.x.object_lock"], ""),
+        (f"{LOCKED}'off'\nobject_lock_days = 3\n", ["repositories.x", "object_lock_days"], ""),
+        (f"{LOCKED}'compliance'\nretention = {{ keep_weekly = 9 }}\n", ["x.object_lock", "how long"], "keep_daily"),
         ("\x00", ["opsctl.toml"], ""),
     ],
 )

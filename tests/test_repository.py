@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opsctl.errors import BackupDamaged, RepositoryUnreachable
+from opsctl.errors import BackupDamaged, Refused, RepositoryUnreachable
 from opsctl.manifest import EVIDENCE_LEVELS, parse_manifest
 from opsctl.postgres.swap import cut, previous_name, staging_name
 from opsctl.repository import ORPHAN_GRACE, Evidence, Repository, StoredBackup, read_all, segment
@@ -37,7 +37,7 @@ def manifest(stored):
 
 def add(repository, manifest):
     """A backup of a few bytes under this manifest."""
-    upload = repository.begin(manifest.database, manifest.id)
+    upload = repository.begin(manifest.database, manifest.id, created_at=manifest.created_at)
     for each in manifest.files:
         with upload.file(each.name) as file:
             file.write(b"x")
@@ -66,9 +66,21 @@ def test_two_names_are_two_folders(pair):
     assert segment(pair[0]) != segment(pair[1])
 
 
+def test_names_that_differ_in_case_alone(repository, manifest):
+    """The second one is refused before anything is written: some disks do not tell them apart. The first goes on."""
+    first, second = (replace(manifest, database=name, id=f"{name}-1") for name in ("Naïve shop", "naïve Shop"))
+    add(repository, first)
+    before = list(repository.storage.entries())
+    with pytest.raises(Refused, match="'Naïve shop', and 'naïve Shop' differs from that in upper and lower case"):
+        add(repository, second)
+
+    assert list(repository.storage.entries()) == before
+    add(repository, replace(first, id="Naïve shop-2"))
+
+
 def test_a_backup_exists_exactly_when_its_manifest_does(repository, manifest):
     """Before it is published, and once its manifest is gone, it is interrupted; never a backup."""
-    upload = repository.begin(manifest.database, manifest.id)
+    upload = repository.begin(manifest.database, manifest.id, created_at=manifest.created_at)
     with upload.file("dump.zst") as file:
         file.write(b"some")
     assert repository.catalog().backups == []
@@ -85,7 +97,7 @@ def test_a_backup_exists_exactly_when_its_manifest_does(repository, manifest):
 
 def test_a_manifest_in_a_partial_folder_is_no_backup(repository, manifest):
     """Killed between writing the manifest and the rename: it is not published, hence not there."""
-    upload = repository.begin(manifest.database, manifest.id)
+    upload = repository.begin(manifest.database, manifest.id, created_at=manifest.created_at)
     with upload.file("manifest.json") as file:
         file.write(manifest.to_json())
 
@@ -96,7 +108,7 @@ def test_a_manifest_in_a_partial_folder_is_no_backup(repository, manifest):
 def test_removed_is_gone(repository, manifest):
     """Nothing of a removed backup is left; removing it again is fine."""
     add(repository, manifest)
-    repository.pin(manifest)
+    repository.pin(manifest, now=manifest.created_at)
     for _ in range(2):
         repository.remove(manifest)
 
@@ -239,7 +251,7 @@ def test_nothing_is_proven_and_failed_at_once(history):
 
 def test_only_what_stood_still_is_an_orphan(repository, manifest):
     """Interrupted and untouched for the grace time; a damaged manifest never makes an orphan."""
-    upload = repository.begin(manifest.database, manifest.id)
+    upload = repository.begin(manifest.database, manifest.id, created_at=manifest.created_at)
     del upload
     (waiting,) = repository.catalog().incomplete
     assert not waiting.is_orphan(datetime.now(UTC))

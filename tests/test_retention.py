@@ -497,6 +497,36 @@ class TestAnyHistory(AnyHistory.TestCase):
     settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
+# How long locks may last
+
+
+@given(
+    st.integers(0, 12),
+    st.integers(0, 80),
+    st.integers(0, 20),
+    st.integers(0, 10),
+    st.integers(0, 200),
+    st.sets(st.integers(0, 39), min_size=1),
+)
+def test_what_is_younger_than_the_certain_span_is_kept(days, hours, within, last, within_hours, nights):
+    """Backups of any nights: none is let go before it is that old, so that no lock stands in the way of a prune."""
+    policy = Policy(
+        keep_last=last, keep_daily=days, keep_hourly=hours, keep_within=timedelta(days=within, hours=within_hours)
+    )
+    backups = [Candidate(str(night), NOW - timedelta(days=night)) for night in nights]
+    newest = min(nights)
+    certain = {str(night) for night in nights if timedelta(days=night - newest) < policy.certain_span}
+
+    assert certain <= kept(plan_prune(backups, policy, now=NOW))
+
+
+def test_the_certain_span_is_the_longest_rule_that_speaks_of_days():
+    """Weeks, months and numbers say nothing certain about a single night."""
+    assert Policy(keep_daily=7, keep_hourly=200, keep_within=timedelta(days=3)).certain_span == timedelta(hours=200)
+    assert Policy(keep_daily=7, keep_within=timedelta(days=9)).certain_span == timedelta(days=9)
+    assert Policy(keep_last=9, keep_weekly=9, keep_monthly=9, keep_yearly=9).certain_span == timedelta(0)
+
+
 # Durations
 
 

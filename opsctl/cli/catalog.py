@@ -93,7 +93,7 @@ def list_backups(session: "Session", database: OptionalDatabase = None) -> Outco
     }
     text: list[RenderableType] = [_table(catalog, now)] if catalog.backups else ["There are no backups yet."]
     if catalog.incomplete:
-        text.append("\nNot backups (interrupted, being written, or damaged):")
+        text.append("\nNot backups (interrupted, being written, hidden, or damaged):")
         text += [
             f"  {each.id} in {each.repository}: {size(each.bytes)}, {age(each.modified_at, now)} ago, {each.reason}"
             for each in catalog.incomplete
@@ -255,7 +255,10 @@ def _set_pin(session: "Session", backup_id: str, *, pinned: bool) -> Outcome:
     backup = choose_backup(session, backup_id)
     for copy in backup.copies:
         repository = session.repositories[copy.repository]
-        (repository.pin if pinned else repository.unpin)(copy.manifest)
+        if pinned:
+            repository.pin(copy.manifest, now=session.clock())
+        else:
+            repository.unpin(copy.manifest)
     result = {"id": backup.id, "pinned": pinned, "repositories": backup.repositories}
     words = "Pinned" if pinned else "Unpinned"
     return Outcome(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError, Refused, UsageError
+from opsctl.errors import ConfigurationError, DoctorExit, ExitCode, Interrupted, OpsctlError, Refused, UsageError
 
 if TYPE_CHECKING:
     from opsctl.cli.output import Outcome, Output
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from opsctl.repository import Repository
     from opsctl.restore import SwapSettings
     from opsctl.retention import Policy
+    from opsctl.settings import RepositorySettings
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The configuration file.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -167,8 +168,20 @@ class Session:
             settings = self.config.repository(name)
             storage = open_storage(settings.url, settings)
             self.redactor.add(storage.secrets())
-            repositories[name] = Repository(name, storage)
+            repositories[name] = Repository(name, storage, self._lock_for(name, settings))
         return repositories
+
+    def _lock_for(self, name: str, settings: "RepositorySettings") -> timedelta | None:
+        """How long a repository's backups are locked: no longer than its retention is sure to keep them."""
+        if settings.object_lock == "off":
+            return None
+        span = timedelta(days=settings.object_lock_days or 0) or self.policies[name].certain_span
+        if not span:
+            raise ConfigurationError(
+                f"{self.config.source}: repositories.{name}.object_lock: the retention does not say for how long.",
+                hint="Set object_lock_days, or keep_daily, keep_hourly or keep_within in its retention.",
+            )
+        return span
 
     def repositories_of(self, database: str) -> list["Repository"]:
         return [self.repositories[name] for name in self.config.repositories_of(database)]

@@ -6,7 +6,7 @@ Keys are relative to the repository, with ``/`` between segments; a folder is wh
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
@@ -15,6 +15,15 @@ from opsctl.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from opsctl.settings import RepositorySettings
+
+
+FOREVER = datetime.max.replace(tzinfo=UTC)
+"""Until when something is locked that has no end."""
+
+
+def locked_text(until: datetime) -> str:
+    """A lock in words."""
+    return "has a legal hold" if until == FOREVER else f"is locked until {until:%Y-%m-%d %H:%M} UTC"
 
 
 @dataclass(frozen=True)
@@ -89,20 +98,40 @@ class Storage(Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Remove a file; none to remove is fine."""
+        """Remove a file with all its versions; none to remove is fine.
+
+        Raises RemovalRefused, having removed nothing, while one of them is locked or when we may not delete.
+        """
 
     def delete_folder(self, prefix: str) -> None:
-        """Remove a folder with everything in it, what is being written included; none to remove is fine."""
+        """Remove a folder with everything in it, what is being written included; none to remove is fine.
 
-    def begin(self, folder: str) -> Publication:
+        Raises RemovalRefused, having removed nothing, while a file in it is locked; also when we may not delete.
+        """
+
+    def begin(self, folder: str, *, retain_until: datetime | None = None) -> Publication:
         """Begin to write a folder that will appear as a whole.
 
+        Once published, none of its files can be removed before ``retain_until``, where the storage has such locks;
+        elsewhere, and for a time that is over, it means nothing.
         Raises FileExistsError when somebody is seen to be writing it; one that is there already may show only when
         it is published.
         """
 
+    def locked_until(self, folder: str) -> datetime | None:
+        """The last moment a file in a folder is locked, FOREVER for a hold without an end; None if none is."""
+
+    def extend_lock(self, folder: str, until: datetime) -> None:
+        """Make the locks that files of a folder have last until then; none becomes shorter, none is added."""
+
+    def hidden(self, prefix: str = "") -> Iterator[Entry]:
+        """Files that are there only as earlier versions, below a delete marker; none where versions are not kept."""
+
     def free_bytes(self) -> int | None:
         """The room left, where there is such a thing."""
+
+    def now(self) -> datetime | None:
+        """The clock of the service, where it has one of its own; to the second."""
 
 
 def open_storage(url: str, settings: "RepositorySettings | None" = None) -> Storage:

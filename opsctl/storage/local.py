@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from opsctl.errors import RepositoryUnreachable
+from opsctl.errors import RemovalRefused, RepositoryUnreachable
 from opsctl.storage import Entry
 
 PARTIAL = ".partial"
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class LocalStorage:
@@ -133,10 +134,25 @@ class LocalStorage:
         with self._mapped("delete"):
             shutil.rmtree(self.root / prefix, ignore_errors=False) if (self.root / prefix).is_dir() else None
 
-    def begin(self, folder: str) -> "LocalPublication":
+    def begin(self, folder: str, *, retain_until: datetime | None = None) -> "LocalPublication":  # noqa: ARG002
         """Begin to write a folder that will appear as a whole."""
         with self._mapped("write"):
             return LocalPublication(self, self.root / folder)
+
+    def locked_until(self, folder: str) -> None:  # noqa: ARG002
+        """Never: a file system has no locks that last."""
+        return
+
+    def extend_lock(self, folder: str, until: datetime) -> None:
+        """Nothing has a lock."""
+
+    def hidden(self, prefix: str = "") -> Iterator[Entry]:  # noqa: ARG002
+        """None: what is removed is gone."""
+        return iter(())
+
+    def now(self) -> None:
+        """It has this host's clock."""
+        return
 
     def free_bytes(self) -> int | None:
         """Room for this user on the file system."""
@@ -151,7 +167,8 @@ class LocalStorage:
         except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
-            raise RepositoryUnreachable(
+            kind = RemovalRefused if doing == "delete" and error.errno in _DENIED else RepositoryUnreachable
+            raise kind(
                 f"Cannot {doing} in the repository {self.root}: {error.strerror or error}.", hint=_hint(error)
             ) from error
 
@@ -238,6 +255,6 @@ def _rename_new(source: Path, target: Path) -> None:
 def _hint(error: OSError) -> str:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return "Free space there, or prune; nothing incomplete was left behind."
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+    if error.errno in _DENIED:
         return "The user opsctl runs as must be able to write there."
     return "Is the disk mounted and healthy?"

@@ -7,44 +7,32 @@ A multipart upload that is under way is listed as the file it will be, with the 
 so an interrupted one is seen, and one that still grows is known to be alive.
 """
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from errno import ENOENT
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from opsctl.errors import ConfigurationError, RepositoryUnreachable
 from opsctl.storage import Entry
-from opsctl.storage.s3_errors import MESSAGES, Place, broken_off, error_code, failed, http_status, refused
-from opsctl.storage.s3_transfer import MIB, Fetched, S3Publication, S3Reader
+from opsctl.storage.s3_connection import ATTEMPTS, S3Connection, S3Options
+from opsctl.storage.s3_errors import (
+    CHANGED_ON_THE_WAY,
+    MESSAGES,
+    Place,
+    broken_off,
+    error_code,
+    failed,
+    http_status,
+    refused,
+    service_time,
+)
+from opsctl.storage.s3_transfer import MIB, Fetched, S3Publication, S3Reader, content_md5
+from opsctl.storage.s3_versions import S3Versions, Version
 
 if TYPE_CHECKING:
     from opsctl.settings import RepositorySettings
-
-ATTEMPTS = 5
-CONNECTIONS = 16
-
-AddressingStyle = Literal["auto", "path", "virtual"]
-
-
-@dataclass(frozen=True)
-class S3Options:
-    """How a bucket is reached, and what its objects are stored as; None leaves it to AWS's own configuration."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    addressing_style: AddressingStyle = "auto"
-    storage_class: str | None = None
-    server_side_encryption: str | None = None
-    kms_key_id: str | None = None
-    ca_bundle: Path | None = None
-    connect_timeout_seconds: float = 10
-    read_timeout_seconds: float = 60
 
 
 def s3_storage(url: str, settings: "RepositorySettings | None" = None) -> "S3Storage":
@@ -63,6 +51,7 @@ def s3_storage(url: str, settings: "RepositorySettings | None" = None) -> "S3Sto
         server_side_encryption=settings.server_side_encryption,
         kms_key_id=settings.kms_key_id,
         ca_bundle=settings.ca_bundle,
+        object_lock=settings.object_lock,
     )
     return S3Storage(bucket, prefix, options)
 
@@ -74,9 +63,8 @@ class S3Storage:
         self.bucket = bucket
         self.options = options or S3Options()
         self._prefix = "".join(f"{part}/" for part in prefix.split("/") if part)
-        self._opening = threading.Lock()
-        self._session: Any = None
-        self._client: Any = None
+        self.connection = S3Connection(self.options)
+        self.versions = S3Versions(self)
 
     @property
     def address(self) -> str:
@@ -84,39 +72,32 @@ class S3Storage:
 
     def prepare(self) -> bool:
         """Whether there is nothing yet; the bucket itself is the operator's to create."""
-        with self._mapped("list"):
+        with self.mapped("list"):
             answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
         return not answer.get("Contents")
 
     def secrets(self) -> tuple[str, ...]:
         """The secret key and the session token, wherever boto3 finds them."""
-        from botocore.exceptions import BotoCoreError
-
-        try:
-            credentials = self._opened_session().get_credentials()
-            frozen = credentials.get_frozen_credentials() if credentials else None
-        except (BotoCoreError, OSError, ValueError):
-            return ()  # the first request says what is wrong
-        return tuple(secret for secret in (frozen.secret_key, frozen.token) if secret) if frozen else ()
+        return self.connection.secrets()
 
     # Looking
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """Objects, then the uploads under way."""
         inside = self._inside(prefix)
-        with self._mapped("list"):
+        with self.mapped("list"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=inside)
             for page in pages:
                 for each in page.get("Contents", ()):
                     if not each["Key"].endswith("/"):  # what browsers of buckets leave as a "folder"
-                        yield Entry(self._relative(each["Key"]), each["Size"], each["LastModified"].astimezone(UTC))
+                        yield Entry(self.relative(each["Key"]), each["Size"], each["LastModified"].astimezone(UTC))
         for upload in self._uploads(inside):
             yield self._entry_of(upload)
 
     def folders(self, prefix: str = "") -> list[str]:
         inside = self._inside(prefix)
         names = set()
-        with self._mapped("list"):
+        with self.mapped("list"):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=inside, Delimiter="/"
             )
@@ -139,7 +120,7 @@ class S3Storage:
         from botocore.exceptions import ClientError
 
         found: list[dict[str, Any]] = []
-        with self._mapped("list"):
+        with self.mapped("list"):
             try:
                 pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=inside)
                 for page in pages:
@@ -151,7 +132,7 @@ class S3Storage:
 
     def _entry_of(self, upload: dict[str, Any]) -> Entry:
         size, newest = 0, upload["Initiated"].astimezone(UTC)
-        with suppress(FileNotFoundError), self._mapped("list", upload["Key"]):  # completed or aborted meanwhile
+        with suppress(FileNotFoundError), self.mapped("list", upload["Key"]):  # completed or aborted meanwhile
             pages = self.client.get_paginator("list_parts").paginate(
                 Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
             )
@@ -159,7 +140,7 @@ class S3Storage:
                 for part in page.get("Parts", ()):
                     size += part["Size"]
                     newest = max(newest, part["LastModified"].astimezone(UTC))
-        return Entry(self._relative(upload["Key"]), size, newest)
+        return Entry(self.relative(upload["Key"]), size, newest)
 
     # Reading
 
@@ -173,12 +154,12 @@ class S3Storage:
         """The bytes from ``start`` to before ``end``, or to the object's end: one that breaks off is continued."""
         data, etag, total = bytearray(), None, 0
         for last_attempt in _attempts():
-            with self._mapped("read", key):
+            with self.mapped("read", key):
                 answer = self._get(key, start + len(data), end)
             total = _total_bytes(answer)
             self._require_same(key, etag, answer)
             etag = answer.get("ETag")
-            with self._mapped("read"), _unless(last_attempt, broken_off()), closing(answer["Body"]) as body:
+            with self.mapped("read"), _unless(last_attempt, broken_off()), closing(answer["Body"]) as body:
                 while chunk := body.read(MIB):
                     data += chunk
             if len(data) >= (total if end is None else min(end, total)) - start:
@@ -191,7 +172,7 @@ class S3Storage:
     def _get(self, key: str, start: int, end: int | None) -> Any:
         whole = start == 0 and end is None
         wanted = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
-        answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **wanted)
+        answer = self.client.get_object(Bucket=self.bucket, Key=self.full_key(key), **wanted)
         if start and "ContentRange" not in answer:
             answer["Body"].close()
             raise RepositoryUnreachable(
@@ -208,21 +189,25 @@ class S3Storage:
     # Writing
 
     def create(self, key: str, data: bytes) -> None:
+        self.create_locked(key, data, None)
+
+    def create_locked(self, key: str, data: bytes, until: datetime | None) -> None:
         """By a conditional put; where a service has none: look, put, and read back what is there then.
 
         Reading back also settles what a repeated request leaves open: its first try may have been the one that won.
         """
         if self._is_there(key):
             raise FileExistsError(key)
+        lock = self.versions.lock_of_put(until)
         refused = False
-        with self._mapped("write"):
+        with self.mapped("write"):
             try:
-                self._put(key, data, IfNoneMatch="*")
+                self._put(key, data, IfNoneMatch="*", **lock)
             except self.client.exceptions.ClientError as error:
                 if http_status(error) in {409, 412}:
                     refused = True
                 elif http_status(error) in {400, 501} and error_code(error) not in MESSAGES:
-                    self._put(key, data)
+                    self._put(key, data, **lock)
                 else:
                     raise
         try:
@@ -231,65 +216,102 @@ class S3Storage:
             mine = False
         if not mine:
             raise FileExistsError(key)
+        if until is not None:
+            self.versions.lock(key, until)
 
     def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError), self._mapped("delete", key):
-            self.client.delete_object(Bucket=self.bucket, Key=self._key(key))
+        if self.versions.are_kept:
+            versions = self.versions.of(key)
+            self.versions.require_unlocked(versions)
+            self.versions.remove(versions)
+            return
+        with suppress(FileNotFoundError), self.mapped("delete", key):
+            self.client.delete_object(Bucket=self.bucket, Key=self.full_key(key))
 
     def delete_folder(self, prefix: str) -> None:
         """One by one: not every service can delete many at once."""
         inside = self._inside(prefix)
+        versions = self.versions.below(inside) if self.versions.are_kept else []
+        self.versions.require_unlocked(versions)
         for upload in self._uploads(inside):
             self.abort(upload["Key"], upload["UploadId"])
-            self.delete(self._relative(upload["Key"]))  # services on files keep an empty folder otherwise
-        with self._mapped("list"):
+            self.delete(self.relative(upload["Key"]))  # services on files keep an empty folder otherwise
+        if self.versions.are_kept:
+            self.versions.remove(versions)
+            return
+        with self.mapped("list"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=inside)
             keys = [each["Key"] for page in pages for each in page.get("Contents", ())]
         for key in keys:
-            self.delete(self._relative(key))
+            self.delete(self.relative(key))
 
-    def begin(self, folder: str) -> S3Publication:
+    def begin(self, folder: str, *, retain_until: datetime | None = None) -> S3Publication:
+        """The locks come with the last file, so that what is abandoned can be removed."""
         if next(self.entries(folder), None) is not None:
             raise FileExistsError(folder)
-        return S3Publication(self, folder)
+        return S3Publication(self, folder, self.versions.planned_lock(retain_until))
 
     def free_bytes(self) -> None:
         """A bucket has no end."""
         return
 
+    def now(self) -> datetime | None:
+        """From the head of an answer; one that refuses has it as well."""
+        with self.mapped("ask"):
+            try:
+                answer = self.client.head_bucket(Bucket=self.bucket)
+            except self.client.exceptions.ClientError as error:
+                answer = error.response
+                if service_time(answer) is None:
+                    raise
+        return service_time(answer)
+
+    # Versions and locks
+
+    def locked_until(self, folder: str) -> datetime | None:
+        return self.versions.locked_until(self._versions_below(folder))
+
+    def extend_lock(self, folder: str, until: datetime) -> None:
+        self.versions.extend(self._versions_below(folder), until)
+
+    def hidden(self, prefix: str = "") -> Iterator[Entry]:
+        yield from self.versions.hidden(self._versions_below(prefix))
+
+    def _versions_below(self, folder: str) -> list[Version]:
+        return self.versions.below(self._inside(folder)) if self.versions.are_kept else []
+
     # What the publication needs
 
     def put_file(self, key: str, data: bytes) -> None:
-        with self._mapped("write"):
+        with self.mapped("write"):
             self._put(key, data, **self._storage_class())
 
     def start_upload(self, key: str) -> str:
-        with self._mapped("write"):
+        with self.mapped("write"):
             answer = self.client.create_multipart_upload(
-                Bucket=self.bucket, Key=self._key(key), **self._encryption(), **self._storage_class()
+                Bucket=self.bucket, Key=self.full_key(key), **self._encryption(), **self._storage_class()
             )
         return str(answer["UploadId"])
 
     def put_part(self, key: str, upload: str, number: int, data: bytes) -> str:
-        with self._mapped("write"):
-            answer = self.client.upload_part(
-                Bucket=self.bucket, Key=self._key(key), UploadId=upload, PartNumber=number, Body=data
-            )
+        target = {"Bucket": self.bucket, "Key": self.full_key(key), "UploadId": upload, "PartNumber": number}
+        with self.mapped("write"):
+            answer = self._send(self.client.upload_part, data, **target)
         return str(answer["ETag"])
 
     def complete_upload(self, key: str, upload: str, etags: list[str]) -> None:
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
         # A repeated request finds no upload any more when the first one had completed it: the size decides.
-        with suppress(FileNotFoundError), self._mapped("write", key):
+        with suppress(FileNotFoundError), self.mapped("write", key):
             self.client.complete_multipart_upload(
-                Bucket=self.bucket, Key=self._key(key), UploadId=upload, MultipartUpload={"Parts": parts}
+                Bucket=self.bucket, Key=self.full_key(key), UploadId=upload, MultipartUpload={"Parts": parts}
             )
 
     def require_size(self, key: str, size: int) -> None:
         """Raise RepositoryUnreachable unless an object of that size is there: no service is trusted to have checked."""
         try:
-            with self._mapped("read", key):
-                found = self.client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
+            with self.mapped("read", key):
+                found = self.client.head_object(Bucket=self.bucket, Key=self.full_key(key))["ContentLength"]
         except FileNotFoundError:
             found = "none"
         if found != size:
@@ -299,34 +321,43 @@ class S3Storage:
             )
 
     def abort(self, full_key: str, upload: str) -> None:
-        with suppress(FileNotFoundError), self._mapped("delete", full_key):
+        with suppress(FileNotFoundError), self.mapped("delete", full_key):
             self.client.abort_multipart_upload(Bucket=self.bucket, Key=full_key, UploadId=upload)
-
-    def full_key(self, key: str) -> str:
-        return self._key(key)
 
     # Keys, objects, the client
 
-    def _key(self, key: str) -> str:
+    def full_key(self, key: str) -> str:
         return self._prefix + key
 
-    def _relative(self, full_key: str) -> str:
+    def relative(self, full_key: str) -> str:
         return full_key.removeprefix(self._prefix)
 
     def _inside(self, folder: str) -> str:
         folder = folder.strip("/")
-        return self._key(f"{folder}/") if folder else self._prefix
+        return self.full_key(f"{folder}/") if folder else self._prefix
 
     def _is_there(self, key: str) -> bool:
         try:
-            with self._mapped("read", key):
-                self.client.head_object(Bucket=self.bucket, Key=self._key(key))
+            with self.mapped("read", key):
+                self.client.head_object(Bucket=self.bucket, Key=self.full_key(key))
         except FileNotFoundError:
             return False
         return True
 
     def _put(self, key: str, data: bytes, **more: Any) -> None:
-        self.client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **self._encryption(), **more)
+        target = {"Bucket": self.bucket, "Key": self.full_key(key)}
+        self._send(self.client.put_object, data, **target, **self._encryption(), **more)
+
+    def _send(self, operation: Any, data: bytes, **more: Any) -> Any:
+        """A body with its MD5; sent again when the service says that it arrived changed."""
+        digest = content_md5(data)
+        for last_attempt in _attempts():
+            try:
+                return operation(Body=data, ContentMD5=digest, **more)
+            except self.client.exceptions.ClientError as error:
+                if last_attempt or error_code(error) not in CHANGED_ON_THE_WAY:
+                    raise
+        raise AssertionError  # the last attempt returns or raises
 
     def _encryption(self) -> dict[str, str]:
         wanted = {
@@ -341,53 +372,10 @@ class S3Storage:
 
     @property
     def client(self) -> Any:
-        """The client, made when it is first asked for; it may be used by several threads."""
-        session = self._opened_session()
-        with self._opening:
-            if self._client is None:
-                self._client = self._new_client(session)
-            return self._client
-
-    def _opened_session(self) -> Any:
-        with self._opening:
-            if self._session is None:
-                import boto3
-
-                self._session = boto3.Session(
-                    profile_name=self.options.profile or None, region_name=self.options.region or None
-                )
-            return self._session
-
-    def _new_client(self, session: Any) -> Any:
-        from botocore.config import Config
-
-        options = self.options
-        if options.ca_bundle is not None and not options.ca_bundle.is_file():
-            raise RepositoryUnreachable(f"There is no file {options.ca_bundle}.", hint="Correct ca_bundle.")
-        style: str = options.addressing_style
-        if style == "auto" and options.endpoint_url:
-            style = "path"  # the other needs a DNS name per bucket, which few servers but AWS's have
-        return session.client(
-            "s3",
-            region_name=session.region_name or "us-east-1",
-            endpoint_url=options.endpoint_url,
-            verify=str(options.ca_bundle) if options.ca_bundle else None,
-            config=Config(
-                signature_version="s3v4",
-                s3={"addressing_style": style},
-                retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-                connect_timeout=options.connect_timeout_seconds,
-                read_timeout=options.read_timeout_seconds,
-                max_pool_connections=CONNECTIONS,
-                tcp_keepalive=True,
-                # Many services know no trailing checksums. The signature covers the bytes of every request instead.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
+        return self.connection.client
 
     @contextmanager
-    def _mapped(self, doing: str, key: str | None = None) -> Iterator[None]:
+    def mapped(self, doing: str, key: str | None = None) -> Iterator[None]:
         """boto3's errors as ours; with a ``key``, the lack of it is FileNotFoundError."""
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -402,8 +390,7 @@ class S3Storage:
 
     @property
     def _place(self) -> Place:
-        known = self._client.meta.endpoint_url if self._client is not None else self.options.endpoint_url
-        return Place(self.address, self.bucket, known or "AWS")
+        return Place(self.address, self.bucket, self.connection.endpoint)
 
 
 def _total_bytes(answer: Any) -> int:

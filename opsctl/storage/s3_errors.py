@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from opsctl.errors import RepositoryUnreachable
+from opsctl.errors import RemovalRefused, RepositoryUnreachable
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,16 @@ _CREDENTIALS = (
     "Check the access key and its secret: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile.",
 )
 _EXPIRED = ("the credentials have expired", "Renew the session's credentials.")
+_CHANGED = (
+    "the bytes arrived changed, also after several attempts ({code})",
+    "Something on the way spoils them: a proxy, a network card, memory.",
+)
 _REGION = ("the bucket {bucket} is in another region ({region})", "Set region to the bucket's own.")
+
+CHANGED_ON_THE_WAY = ("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch")
+"""What a service answers when a body is not what its checksum or its signature says."""
+
+MAY_NOT_DELETE = "These credentials may not delete here. That is a way to set it up: docs/s3.md says how to prune then."
 
 MESSAGES: dict[str, tuple[str, str]] = {
     "NoSuchBucket": (
@@ -45,6 +54,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "the service answers {status} {code}, also after several attempts",
         "It is overloaded or down; run it again later.",
     ),
+    **dict.fromkeys(CHANGED_ON_THE_WAY, _CHANGED),
     **dict.fromkeys(
         ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "InvalidClientTokenId"),
         _CREDENTIALS,
@@ -63,14 +73,19 @@ def http_status(error: Any) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
+def service_time(answer: Any) -> datetime | None:
+    """The service's clock, as an answer's head tells it."""
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        return parsedate_to_datetime(headers["date"]).astimezone(UTC)
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
 def clock_skew(error: Any) -> str:
     """How far apart the clocks are, as far as the answer tells."""
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    try:
-        seconds = (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
-    except (KeyError, ValueError, TypeError):
-        return "too far"
-    return f"{abs(seconds):.0f} seconds"
+    there = service_time(error.response)
+    return f"{abs((datetime.now(UTC) - there).total_seconds()):.0f} seconds" if there else "too far"
 
 
 def broken_off() -> tuple[type[Exception], ...]:
@@ -108,9 +123,10 @@ def refused(place: "Place", doing: str, error: Any) -> RepositoryUnreachable:
         or error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "another one"),
         "skew": clock_skew(error),
     }
-    return RepositoryUnreachable(
-        f"Cannot {doing} in the repository {place.address}: {what.format(**facts)}.", hint=hint.format(**facts)
-    )
+    message = f"Cannot {doing} in the repository {place.address}: {what.format(**facts)}."
+    if doing == "delete" and status in {403, 405, 409} and (code == "AccessDenied" or code not in MESSAGES):
+        return RemovalRefused(message, hint=MAY_NOT_DELETE)
+    return RepositoryUnreachable(message, hint=hint.format(**facts))
 
 
 def failed(place: "Place", doing: str, error: Exception) -> RepositoryUnreachable:

@@ -1,11 +1,14 @@
 """Bytes on their way into a bucket, in parts side by side, and out of it, a few ranges ahead."""
 
+import hashlib
 import io
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opsctl.errors import RepositoryUnreachable
@@ -54,9 +57,10 @@ def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
 class S3Publication:
     """A folder on its way: its files are there as they end, and count when :meth:`publish` adds the last one."""
 
-    def __init__(self, storage: "S3Storage", folder: str) -> None:
+    def __init__(self, storage: "S3Storage", folder: str, locked_until: datetime | None = None) -> None:
         self._storage = storage
         self._folder = folder
+        self._locked_until = locked_until
         self._files: list[S3File] = []
         self._last: tuple[str, bytes] | None = None
         self._done = False
@@ -74,9 +78,12 @@ class S3Publication:
 
     def publish(self, name: str, data: bytes) -> None:
         key = f"{self._folder}/{name}"
+        if self._locked_until is not None:
+            for file in self._files:
+                file.lock(self._locked_until)
         self._last = key, data
         try:
-            self._storage.create(key, data)
+            self._storage.create_locked(key, data, self._locked_until)
         except FileExistsError:
             self._last, self._done = None, True  # another run's: our files may have become its own
             raise
@@ -140,6 +147,9 @@ class S3File:
                 self._storage.complete_upload(self._key, self._upload, etags)
             self._storage.require_size(self._key, self._size)
 
+    def lock(self, until: datetime) -> None:
+        self._storage.versions.lock(self._key, until)
+
     def remove(self) -> None:
         """Take back what was written, once; writing on fails from here on."""
         upload, stored = self._upload, self._stored
@@ -183,6 +193,11 @@ class S3File:
         except RepositoryUnreachable as error:
             self._failure = error
             raise
+
+
+def content_md5(data: bytes) -> str:
+    """What a service compares a body with when it arrives, as the header spells it."""
+    return b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def part_bytes(sent: int) -> int:

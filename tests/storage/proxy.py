@@ -10,14 +10,16 @@ from typing import Self
 
 PIECE = 1 << 16
 UNAVAILABLE = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+DENIAL = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
 
 
 class Proxy:
     """Passes connections on to ``target``; ``faults`` are tried on each, in the order they were added, until one acts.
 
     A fault is ``fault(request) -> act or None``: ``request`` is the first piece a client sends on its connection,
-    ``act`` one of :func:`refuse`, :func:`reset`, :func:`stall`, :func:`truncate`. Keep-alive is undone, so that each
-    request is a connection of its own.
+    ``act`` one of :func:`refuse`, :func:`reset`, :func:`stall`, :func:`truncate`, :func:`spoil`, :func:`deny`.
+    Keep-alive is undone, so that each request is a connection of its own.
     """
 
     def __init__(self, target: str) -> None:
@@ -81,12 +83,18 @@ class Proxy:
                     return act
         return None
 
-    def forward(self, client: socket.socket, first: bytes, *, upto: int | None = None) -> None:
-        """One request there and its answer back, of which the client gets ``upto`` bytes."""
+    def forward(self, client: socket.socket, first: bytes, *, upto: int | None = None, spoiled: bool = False) -> None:
+        """One request there and its answer back, of which the client gets ``upto`` bytes.
+
+        ``spoiled``: a bit of the request's body is another one when it arrives.
+        """
+        head, end, body = first.partition(b"\r\n\r\n")
+        if spoiled and body:
+            first, spoiled = head + end + _spoil(body), False
         with socket.create_connection(self._target) as server:
             self._keep(server)
             server.sendall(first.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-            threading.Thread(target=_pump, args=(client, server), daemon=True).start()
+            threading.Thread(target=_pump, args=(client, server, spoiled), daemon=True).start()
             left = upto
             with suppress(OSError):
                 while (left is None or left > 0) and (piece := server.recv(PIECE)):
@@ -107,10 +115,15 @@ class Proxy:
             self._open.add(connection)
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, spoiled: bool) -> None:
     with suppress(OSError):
         while piece := source.recv(PIECE):
-            sink.sendall(piece)
+            sink.sendall(_spoil(piece) if spoiled else piece)
+            spoiled = False
+
+
+def _spoil(piece: bytes) -> bytes:
+    return bytes([piece[0] ^ 1]) + piece[1:]
 
 
 Act = Callable[[Proxy, socket.socket, bytes], None]
@@ -119,7 +132,21 @@ Fault = Callable[[str], Act | None]
 
 def refuse(_proxy: Proxy, client: socket.socket, _first: bytes) -> None:
     """503, whatever was asked."""
-    client.sendall(UNAVAILABLE)
+    _answer(client, UNAVAILABLE)
+
+
+def deny(_proxy: Proxy, client: socket.socket, _first: bytes) -> None:
+    """403 AccessDenied, as a bucket's policy would."""
+    _answer(client, DENIED % (len(DENIAL), DENIAL))
+
+
+def spoil(proxy: Proxy, client: socket.socket, first: bytes) -> None:
+    """The request with one bit of its body changed."""
+    proxy.forward(client, first, spoiled=True)
+
+
+def _answer(client: socket.socket, answer: bytes) -> None:
+    client.sendall(answer)
     with suppress(OSError):
         client.shutdown(socket.SHUT_WR)
         while client.recv(PIECE):

@@ -9,6 +9,7 @@ import pytest
 
 MIB = 1 << 20
 EPOCH = datetime.fromtimestamp(0, UTC)
+SOON = timedelta(minutes=10)
 MANIFEST = "manifest.json"
 
 ODD_NAMES = [
@@ -46,8 +47,8 @@ def pattern(size):
     return b"".join(sha256(bytes([n])).digest() + block[32:] for n in range(whole)) + block[:rest]
 
 
-def published(storage, folder, manifest=b"{}", **files):
-    publication = storage.begin(folder)
+def published(storage, folder, manifest=b"{}", retain_until=None, **files):
+    publication = storage.begin(folder, retain_until=retain_until)
     for name, data in files.items():
         with publication.file(name) as file:
             file.write(data)
@@ -369,3 +370,38 @@ def test_removing_a_folder_removes_all_of_it(storage):
 
     assert storage.folders("shop") == ["ab"]
     assert keys(storage) == ["shop/ab/dump"]
+
+
+# Versions and locks, where there are none; test_versions.py has the others
+
+
+def test_a_lock_that_is_not_configured_means_nothing(storage):
+    """What is published with it can be removed; asking about it, and making it longer, are fine."""
+    published(storage, "shop/a", retain_until=datetime.now(UTC) + SOON, dump=b"x")
+    storage.extend_lock("shop/a", datetime.now(UTC) + SOON)
+    assert storage.locked_until("shop/a") is None
+    assert storage.locked_until("nothing") is None
+
+    storage.delete_folder("shop/a")
+    assert keys(storage) == []
+
+
+def test_what_is_removed_is_not_hidden_but_gone(place, storage):
+    """Also in buckets that keep versions: nothing is left to be paid for, and nothing comes back."""
+    published(storage, "shop/a", dump=b"x")
+    storage.create("shop/a/pin", b"")
+    storage.delete("shop/a/pin")
+    storage.delete_folder("shop/a")
+
+    assert list(storage.hidden()) == list(storage.hidden("shop")) == []
+    if place.service is not None and place.service.name != "rclone":
+        assert place.service.versions(place.bucket) == []
+
+
+def test_the_clock_of_the_service(place, storage):
+    """A service has one, this host's disk has none of its own."""
+    now = storage.now()
+    if place.service is None:
+        assert now is None
+    else:
+        assert abs(datetime.now(UTC) - now) < timedelta(minutes=1)

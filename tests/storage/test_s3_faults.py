@@ -31,10 +31,7 @@ def through(moto, bucket, proxy):
     """``through()``: the storage as it is seen through the proxy."""
 
     def open_storage(**options):
-        storage = moto.storage(bucket, "p", region="us-east-1", **options)
-        storage.options = storage.options.__class__(**{**storage.options.__dict__, "endpoint_url": proxy.endpoint})
-        storage._client = None
-        return storage
+        return moto.storage(bucket, "p", endpoint_url=proxy.endpoint, **options)
 
     return open_storage
 
@@ -93,6 +90,44 @@ def test_a_fault_that_passes(proxy, proxied, through, direct, act, wanted):
 
     assert stored(direct) == WHOLE
     assert sha256(direct.open("shop/a/dump").read()).digest() == sha256(data).digest()
+
+
+ON_CEPH = pytest.mark.acceptance
+
+
+@pytest.mark.parametrize(
+    ("service", "wanted"),
+    [
+        pytest.param("rclone", is_put, id="rclone-put"),
+        pytest.param("ceph", is_put, id="ceph-put", marks=ON_CEPH),
+        pytest.param("ceph", is_part, id="ceph-part", marks=ON_CEPH),
+    ],
+)
+def test_bytes_that_arrive_changed(request, proxied, service, wanted):
+    """The service compares them with their MD5 and refuses: sent again, and in the end said. moto does not compare."""
+    service = request.getfixturevalue(service)
+    bucket, data = service.new_bucket(), os.urandom(17 * MIB)
+    with proxied.Proxy(service.endpoint) as proxy:
+        storage = service.storage(bucket, "p", endpoint_url=proxy.endpoint)
+        proxy.faults = [proxied.times(1, wanted, proxied.spoil)]
+        back_up(storage, data)
+        assert storage.read("shop/a/dump") == data
+        storage.delete_folder("shop/a")
+
+        proxy.faults = [proxied.times(None, wanted, proxied.spoil)]
+        with pytest.raises(RepositoryUnreachable, match="arrived changed"):
+            back_up(storage, data)
+    assert stored(service.storage(bucket, "p")) == []
+
+
+def test_a_part_that_arrives_changed_at_rclone(rclone, proxied):
+    """A service, rclone, gives up the whole upload with such a part, sometimes: an error then, and nothing is left."""
+    bucket = rclone.new_bucket()
+    with proxied.Proxy(rclone.endpoint) as proxy:
+        proxy.faults = [proxied.times(None, is_part, proxied.spoil)]
+        with pytest.raises(RepositoryUnreachable, match=r"arrived changed|NoSuchUpload"):
+            back_up(rclone.storage(bucket, "p", endpoint_url=proxy.endpoint), os.urandom(17 * MIB))
+    assert stored(rclone.storage(bucket, "p")) == []
 
 
 def test_an_answer_that_was_lost(proxy, proxied, through, direct):
