@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr
+SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types fmt docs bench build image acceptance clean

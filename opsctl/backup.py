@@ -11,8 +11,9 @@ from itertools import chain
 from pathlib import Path
 
 from opsctl import __version__
+from opsctl.encryption import SUFFIX, Recipients
 from opsctl.errors import DumpFailed, LockHeld, OpsctlError, Refused
-from opsctl.manifest import Facts, Manifest, StoredFile, backup_id
+from opsctl.manifest import Encryption, Facts, Manifest, StoredFile, backup_id
 from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.facts import FactsLevel
 from opsctl.postgres.lock import database_lock
@@ -21,12 +22,17 @@ from opsctl.postgres.snapshot import Snapshot, count_in_snapshot, open_snapshot
 from opsctl.postgres.swap import remove_leftovers
 from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables
 from opsctl.repository import Repository, segment
+from opsctl.signing import SigningKey
 from opsctl.stream import Advance, Compression, store
 from opsctl.uploads import Uploads
 
 DUMP = "dump.zst"
 GLOBALS = "globals.sql.zst"
 RESTORE_COMMAND = "zstd --decompress --stdout dump.zst | pg_restore --exit-on-error --dbname=DATABASE"
+RESTORE_ENCRYPTED_COMMAND = (
+    "age --decrypt --identity KEY dump.zst.age | zstd --decompress --stdout"
+    " | pg_restore --exit-on-error --dbname=DATABASE"
+)
 PG_DUMP_LOCK_SECONDS = 2
 """How long pg_dump waits for tables we have locked already: only somebody who waits for us can be in its way."""
 
@@ -47,11 +53,16 @@ class BackupPlan:
     state_path: Path
     facts: FactsLevel = "counts"
     compression: Compression = field(default_factory=Compression)
+    recipients: Recipients | None = None
+    signing_key: SigningKey | None = None
     lock_timeout_seconds: float = 60
     exclude_tables: Sequence[str] = ()
     role_passwords: bool = False
     expected_server: str | None = None
     """The system identifier of the server the earlier backups are of; a backup of another one is refused."""
+
+    def file_name(self, plain_name: str) -> str:
+        return plain_name + SUFFIX if self.recipients else plain_name
 
 
 @dataclass(frozen=True)
@@ -99,14 +110,17 @@ def take_backup(
                 host=socket.gethostname(),
                 files=tuple(written.files),
                 facts=written.facts,
-                restore_command=RESTORE_COMMAND,
+                restore_command=RESTORE_ENCRYPTED_COMMAND if plan.recipients else RESTORE_COMMAND,
                 compression_level=plan.compression.level,
+                encryption=Encryption(plan.recipients.keys) if plan.recipients else None,
                 system_identifier=info.system_identifier,
                 database_oid=written.snapshot.database_oid,
                 database_bytes=written.snapshot.database_bytes,
                 excluded_tables=tuple(f"{table.schema}.{table.name}" for table in written.snapshot.without_data),
                 warnings=tuple(written.warnings),
             )
+            if plan.signing_key:
+                manifest = plan.signing_key.signed(manifest)
             stored_in = uploads.publish(manifest)
         except BaseException:
             uploads.abandon()
@@ -172,8 +186,9 @@ def _write_files(
     files = [dump]
     sql, complaint = _globals(plan, binaries)
     if complaint is None:
-        with uploads.file(GLOBALS) as writer:
-            files.append(store(GLOBALS, [sql], writer, plan.compression, _ignore))
+        name = plan.file_name(GLOBALS)
+        with uploads.file(name) as writer:
+            files.append(store(name, [sql], writer, plan.compression, _ignore, plan.recipients))
     return _Written(files, facts, snapshot, [*snapshot.warnings, *warnings, *([complaint] if complaint else [])])
 
 
@@ -227,11 +242,13 @@ def _stored(
     chunks: Iterable[bytes],
     advance: Advance,
 ) -> tuple[StoredFile, Facts, list[str]]:
-    with plan.tools.list_archive(binaries) as lister, uploads.file(DUMP) as writer:
+    name = plan.file_name(DUMP)
+    with plan.tools.list_archive(binaries) as lister, uploads.file(name) as writer:
         contents = ContentsReader(lister)
         counting = _Counting(snapshot, contents)
         try:
-            stored = store(DUMP, _passing(chunks, contents), writer, plan.compression, advance)
+            passing = _passing(chunks, contents)
+            stored = store(name, passing, writer, plan.compression, advance, plan.recipients)
             contents.end()
             _require_success(child, f"after {stored.bytes:,} bytes")
             return stored, counting.result(), child.warnings

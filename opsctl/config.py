@@ -60,9 +60,12 @@ class Config:
         self.databases = dict(file.databases) or self._database_from_environment()
         self.repositories = dict(file.repositories) or {"local": RepositorySettings(url=DEFAULT_REPOSITORY)}
         self.doctor = file.doctor
+        self.encryption = file.encryption
+        self.signing = file.signing
         self.sentry = file.sentry
         self._state_path = file.state.path
         self._passwords: dict[str, str | None] = {}
+        self._keys: dict[str, str] = {}
         for name, database in self.databases.items():
             self._check_repositories(name, database)
 
@@ -147,24 +150,46 @@ class Config:
 
     def _read_password(self, name: str, settings: DatabaseSettings) -> str | None:
         if settings.password_file is not None:
-            path = self.folder / settings.password_file.expanduser()
-            try:
-                return path.read_text(encoding="utf-8").rstrip("\r\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(
-                    f"databases.{name}.password_file cannot be read: {path}: {getattr(error, 'strerror', error)}.",
-                    hint="It must be readable by the user opsctl runs as.",
-                ) from error
+            return self._read_secret(settings.password_file, key=f"databases.{name}.password_file").rstrip("\r\n")
         if settings.password_command is None:
             return None
-        hint = "Run it by hand, as the user opsctl runs as and without a shell."  # it may hold a token itself
+        return _secret_of(settings.password_command, key=f"databases.{name}.password_command").rstrip("\r\n")
+
+    def identity(self) -> str | None:
+        """The identities that open encrypted backups, from where ``[encryption]`` says; read once."""
+        settings = self.encryption
+        if settings.identity_file is not None:
+            return self._key("encryption.identity_file", settings.identity_file)
+        if settings.identity_command is not None and "identity" not in self._keys:
+            self._keys["identity"] = _secret_of(settings.identity_command, key="encryption.identity_command")
+        if settings.identity_env is not None:
+            if not self.variables.get(settings.identity_env):
+                raise ConfigurationError(
+                    f"{self.source}: encryption.identity_env names {settings.identity_env}, which is not set.",
+                    hint=f"Set {settings.identity_env} in the environment or in .env.",
+                )
+            self._keys["identity"] = self.variables[settings.identity_env]
+        return self._keys.get("identity")
+
+    def signing_key(self) -> str | None:
+        """The private key that manifests are signed with; read once."""
+        path = self.signing.key_file
+        return None if path is None else self._key("signing.key_file", path)
+
+    def _key(self, key: str, path: Path) -> str:
+        if key not in self._keys:
+            self._keys[key] = self._read_secret(path, key=key)
+        return self._keys[key]
+
+    def _read_secret(self, path: Path, *, key: str) -> str:
+        path = self.folder / path.expanduser()
         try:
-            answer = subprocess.run(
-                shlex.split(settings.password_command), check=True, capture_output=True, timeout=30, text=True
-            )
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            raise ConfigurationError(f"databases.{name}.password_command failed.", hint=hint) from error
-        return answer.stdout.rstrip("\r\n")
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"{key} cannot be read: {path}: {getattr(error, 'strerror', error)}.",
+                hint="It must be readable by the user opsctl runs as.",
+            ) from error
 
     @property
     def state_path(self) -> Path:
@@ -213,6 +238,8 @@ class Config:
         for url in urls:
             yield from url_secrets(url)
         yield from (password for password in self._passwords.values() if password)
+        for text in (*self._keys.values(), self.variables.get(self.encryption.identity_env or "", "")):
+            yield from key_secrets(text)
         for name in ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
             yield self.variables.get(name, "")
 
@@ -227,6 +254,22 @@ def url_secrets(url: str) -> Iterator[str]:
     if secret:
         yield secret
         yield unquote(secret)
+
+
+def key_secrets(text: str) -> Iterator[str]:
+    """What is secret in a file of keys: every line but comments and the marks around an OpenSSH key."""
+    lines = (line.strip() for line in text.splitlines())
+    return (line for line in lines if line and not line.startswith(("#", "-----")))
+
+
+def _secret_of(command: str, *, key: str) -> str:
+    """What a command prints. Raises ConfigurationError that shows neither it nor its output: both may be secret."""
+    try:
+        answer = subprocess.run(shlex.split(command), check=True, capture_output=True, timeout=30, text=True)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        hint = "Run it by hand, as the user opsctl runs as and without a shell."
+        raise ConfigurationError(f"{key} failed.", hint=hint) from error
+    return answer.stdout
 
 
 def checked_url(url: str, *, where: str) -> str:

@@ -120,10 +120,24 @@ class StoredFile:
     sha256: str
     plain_sha256: str
 
+    @property
+    def is_encrypted(self) -> bool:
+        return self.name.endswith(".age")
+
 
 @dataclass(frozen=True)
 class Encryption:
+    """Who can open the files: the public keys they are encrypted to, with age."""
+
     recipients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Who wrote the manifest: an ed25519 public key in OpenSSH's form, and the signature in base64."""
+
+    public_key: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -145,6 +159,7 @@ class Manifest:
     compression: str = "zstd"
     compression_level: int = 3
     encryption: Encryption | None = None
+    signature: Signature | None = None
     system_identifier: str | None = None
     database_oid: int | None = None
     database_bytes: int | None = None

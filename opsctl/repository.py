@@ -1,6 +1,7 @@
 """The repository format over a storage: what a backup is made of, and which there are.
 
-``<database>/<backup id>/`` holds ``dump.zst``, ``globals.sql.zst``, ``manifest.json``, ``evidence/`` and ``pin``.
+``<database>/<backup id>/`` holds ``dump.zst``, ``globals.sql.zst`` (both with ``.age`` behind when they are encrypted),
+``manifest.json``, ``evidence/`` and ``pin``.
 The manifest comes last and goes first: it exists exactly when the backup does. There is no index: the storage is the
 catalog.
 """
@@ -44,6 +45,15 @@ Each backup is a folder <database>/<backup id>/. manifest.json in it names the f
 Roles must exist before their objects do; they are in globals.sql.zst:
 
     zstd --decompress --stdout globals.sql.zst | less        # run what is missing with psql
+
+A backup whose files end in .age is encrypted to the recipients in manifest.json ("encryption"). Decrypting needs the
+program age and the identity of one of them, an age identity or an OpenSSH key, here in the file KEY:
+
+    sha256sum dump.zst.age                                   # compare with manifest.json
+    createdb --template=template0 restored
+    age --decrypt --identity KEY dump.zst.age | zstd --decompress --stdout \\
+        | pg_restore --exit-on-error --dbname=restored
+    age --decrypt --identity KEY globals.sql.zst.age | zstd --decompress --stdout | less
 
 pg_restore must be at least as new as the pg_dump in manifest.json ("pg_dump_version").
 """
@@ -263,6 +273,17 @@ class Repository:
             raise BackupDamaged(
                 f"{key} is missing in the repository {self.name}.", hint="Another repository may have a copy."
             ) from error
+
+    def reread(self, manifest: Manifest) -> tuple[bytes, Manifest]:
+        """The manifest as it lies there now: its bytes, and what they say. Raises BackupDamaged."""
+        key = f"{_folder(manifest)}/{MANIFEST}"
+        try:
+            data = self.storage.read(key)
+        except FileNotFoundError as error:
+            raise BackupDamaged(
+                f"{key} is missing in the repository {self.name}.", hint="Another repository may have a copy."
+            ) from error
+        return data, parse_manifest(data, where=key)
 
     def remove(self, manifest: Manifest) -> None:
         """Remove a backup: its manifest first, so that an interruption leaves an orphan and no broken backup.

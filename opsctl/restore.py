@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from opsctl.errors import BackupDamaged, ConfigurationError, OpsctlError, Refused, RestoreFailed
+from opsctl.keys import Keys
 from opsctl.manifest import Facts, Manifest
 from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.databases import (
@@ -78,21 +79,23 @@ class Restore:
     tools: Tools
     state_path: Path
     swap_settings: SwapSettings = field(default_factory=SwapSettings)
+    keys: Keys = field(default_factory=Keys)
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
         target = inspect_target(self.server, self.database, self.manifest.facts.tables)
         options = replace(self.options, replica_count=len(self.swap_settings.replicas))
         return plan_restore(
-            self.manifest, target, options, database=self.database, now=now, tools_obstacle=self._tools_obstacle()
+            self.manifest, target, options, database=self.database, now=now, other_obstacles=self._obstacles()
         )
 
-    def _tools_obstacle(self) -> str | None:
+    def _obstacles(self) -> Iterator[str]:
+        """Why the backup cannot be read here, or may not be trusted."""
         try:
             self._binaries()
         except ConfigurationError as error:
-            return f"{error.message.rstrip('.')} ({error.hint})"
-        return None
+            yield f"{error.message.rstrip('.')} ({error.hint})"
+        yield from self.keys.obstacles(self.repository, self.manifest)
 
     def _binaries(self) -> Binaries:
         return self.tools.for_restore(archive_major=self.manifest.pg_dump_major, server_major=self.server.info.major)
@@ -190,8 +193,9 @@ class Restore:
             *([f"--role={options.role}"] if options.role else []),
         ]
         with self.repository.open(self.manifest, self.manifest.dump) as file:
-            chunks = load(self.manifest.dump, file, advance)
-            if options.jobs == 1:
+            identities = self.keys.identities if self.manifest.encryption else None
+            chunks = load(self.manifest.dump, file, advance, identities)
+            if not self._must_spool:
                 with self.tools.restore(binaries, self.server, database, flags=flags) as child:
                     _feed(child, chunks)
                 return
@@ -203,16 +207,24 @@ class Restore:
             ):
                 _require_success(child)
 
+    @property
+    def _must_spool(self) -> bool:
+        """Several sessions read one file; and nothing of a signed backup runs before all of it was seen to be it.
+
+        The storage could hand out one dump to be hashed and another one to be loaded.
+        """
+        return self.options.jobs > 1 or bool(self.keys.trusted)
+
     @contextmanager
     def _spooled(self, chunks: Iterator[bytes]) -> Iterator[IO[bytes]]:
-        """The plain archive in a file without a name, for pg_restore's several readers: gone however we end."""
+        """The plain archive in a file without a name, checked to its end: gone however we end."""
         folder = self.state_path / "spool"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = os.statvfs(folder)
         if status.f_bavail * status.f_frsize < self.manifest.dump.bytes:
             raise Refused(
-                f"--jobs needs {self.manifest.dump.bytes:,} bytes of free disk in {folder}.",
-                hint="Restore with --jobs 1, which streams, or set OPSCTL_STATE_DIR to a larger disk.",
+                f"--jobs, and a signed backup, need {self.manifest.dump.bytes:,} bytes of free disk in {folder}.",
+                hint="Set OPSCTL_STATE_DIR to a larger disk; --jobs 1 streams what needs no signature.",
             )
         with tempfile.TemporaryFile(dir=folder) as archive:
             for chunk in chunks:

@@ -1,7 +1,7 @@
 """What a restore would do, and what stands in its way. Pure: manifest and target in, plan out."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -90,16 +90,16 @@ def plan_restore(
     *,
     database: str,
     now: datetime,
-    tools_obstacle: str | None = None,
+    other_obstacles: Iterable[str] = (),
 ) -> RestorePlan:
     """Decide what a restore of ``manifest`` as ``database`` would do; everything it knows is an argument.
 
-    ``tools_obstacle`` says why this host's programs cannot read the archive, if they cannot.
+    ``other_obstacles`` are why the backup cannot be read here at all, or may not be trusted.
     """
     live = target.live
     mode = _mode(live, options)
     blockers = [*_server_obstacles(manifest, target, mode), *_login_obstacles(manifest, target, options, mode)]
-    blockers += [*_mode_obstacles(live, mode, options), *([tools_obstacle] if tools_obstacle else [])]
+    blockers += [*_mode_obstacles(live, mode, options), *other_obstacles]
     disk_blocker, disk_warning = _disk(manifest, target, options)
     warnings = [*([disk_warning] if disk_warning else []), *_remarks(manifest, target, options, mode)]
     properties = live.properties if live is not None and mode != "create" else manifest.facts.database

@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from opsctl.encryption import Identities
 from opsctl.manifest import Manifest
 from opsctl.postgres.server import Server, attempt, rows
 from opsctl.repository import Repository
 from opsctl.stream import load
-
-GLOBALS = "globals.sql.zst"
 
 _NAME = r'("(?:[^"]|"")+"|[^\s;"]+)'
 _CREATE = re.compile(rf"CREATE ROLE {_NAME}\Z")
@@ -28,13 +27,13 @@ class RolesPlan:
     left_alone: tuple[str, ...]
 
 
-def read_globals(repository: Repository, manifest: Manifest) -> str | None:
+def read_globals(repository: Repository, manifest: Manifest, identities: Identities | None = None) -> str | None:
     """The backup's globals as SQL, checked; ``None`` when it was taken without the right to read them."""
     file = next((each for each in manifest.files if each.name.startswith("globals.sql")), None)
     if file is None:
         return None
     with repository.open(manifest, file) as stored:
-        return b"".join(load(file, stored, lambda _count: None)).decode("utf-8", "replace")
+        return b"".join(load(file, stored, lambda _count: None, identities)).decode("utf-8", "replace")
 
 
 def plan_roles(sql: str, existing: frozenset[str]) -> RolesPlan:

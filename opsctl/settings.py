@@ -130,6 +130,28 @@ class RepositorySettings(Settings):
         return self
 
 
+class EncryptionSettings(Settings):
+    """``[encryption]``: who backups are encrypted to, and where the identity is that opens them."""
+
+    recipients: tuple[str, ...] = ()
+    identity_file: Path | None = None
+    identity_env: str | None = None
+    identity_command: str | None = None
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> "EncryptionSettings":
+        if sum(each is not None for each in (self.identity_file, self.identity_env, self.identity_command)) > 1:
+            raise ValueError("takes one of identity_file, identity_env and identity_command")
+        return self
+
+
+class SigningSettings(Settings):
+    """``[signing]``: the key manifests are signed with, and the keys whose signatures count."""
+
+    key_file: Path | None = None
+    public_keys: tuple[str, ...] = ()
+
+
 class SentrySettings(Settings):
     """``[sentry]``: where failures are reported; ``SENTRY_DSN`` alone is enough."""
 
@@ -165,6 +187,8 @@ class FileSettings(Settings):
     databases: dict[str, DatabaseSettings] = {}
     repositories: dict[str, RepositorySettings] = {}
     doctor: DoctorSettings = DoctorSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
+    signing: SigningSettings = SigningSettings()
     sentry: SentrySettings = SentrySettings()
     state: StateSettings = StateSettings()
 

@@ -1,17 +1,20 @@
 """pg_dump's bytes on their way into every repository at once, and back.
 
-Out: plain bytes → SHA-256 → zstd frame with a content checksum → SHA-256 → writers. Back: the same, checked.
+Out: plain bytes → SHA-256 → zstd frame with a content checksum → age, where it is configured → SHA-256 → writers. Back:
+the same, checked.
 The checksum inside the frame and the digest outside of it are both needed: pg_restore notices neither a flipped bit nor
 every truncation.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Protocol, cast
 
-from opsctl.errors import BackupDamaged
+from opsctl.encryption import IDENTITY_HINT, Identities, NotIntact, Recipients, decrypted, encrypted
+from opsctl.errors import BackupDamaged, ConfigurationError
 from opsctl.manifest import StoredFile
 
 READ_BYTES = 1 << 20
@@ -39,12 +42,30 @@ class Compression:
         return self.threads or min(MAX_THREADS, os.cpu_count() or 1)
 
 
-def store(name: str, chunks: Iterable[bytes], writer: Writer, compression: Compression, advance: Advance) -> StoredFile:
-    """Compress ``chunks`` into ``writer`` and describe what was written."""
+def store(
+    name: str,
+    chunks: Iterable[bytes],
+    writer: Writer,
+    compression: Compression,
+    advance: Advance,
+    recipients: Recipients | None = None,
+) -> StoredFile:
+    """Compress ``chunks`` into ``writer``, encrypted if there are recipients, and describe what was written."""
+    plain, stored = _Digest(), _Digest()
+    pieces = _compressed(chunks, compression, plain, advance)
+    with closing(encrypted(pieces, recipients) if recipients else pieces) as pieces:
+        for piece in pieces:
+            if piece:
+                stored.update(piece)
+                writer.write(piece)
+    return StoredFile(name, plain.bytes, stored.bytes, stored.hexdigest, plain.hexdigest)
+
+
+def _compressed(
+    chunks: Iterable[bytes], compression: Compression, plain: "_Digest", advance: Advance
+) -> Generator[bytes, None, None]:
     import zstandard
 
-    plain, stored = hashlib.sha256(), hashlib.sha256()
-    plain_bytes = stored_bytes = 0
     parameters = zstandard.ZstdCompressionParameters.from_level(
         compression.level,
         threads=compression.worker_count,
@@ -53,83 +74,89 @@ def store(name: str, chunks: Iterable[bytes], writer: Writer, compression: Compr
         write_content_size=False,
     )
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-
-    def write(data: bytes) -> int:
-        if data:
-            stored.update(data)
-            writer.write(data)
-        return len(data)
-
     for chunk in chunks:
         plain.update(chunk)
-        plain_bytes += len(chunk)
-        stored_bytes += write(compressor.compress(chunk))
+        yield compressor.compress(chunk)
         advance(len(chunk))
-    stored_bytes += write(compressor.flush())
-    return StoredFile(name, plain_bytes, stored_bytes, stored.hexdigest(), plain.hexdigest())
+    yield compressor.flush()
 
 
-def load(file: StoredFile, reader: BinaryIO, advance: Advance) -> Iterator[bytes]:
+def load(file: StoredFile, reader: BinaryIO, advance: Advance, identities: Identities | None = None) -> Iterator[bytes]:
     """The plain bytes of a stored file, checked against the manifest while they pass.
 
     Raises BackupDamaged as soon as the damage shows; the digests are complete only after the last piece, so what was
-    made of the pieces before is worth nothing when it raises.
+    made of the pieces before is worth nothing when it raises. Raises ConfigurationError when no identity opens it.
     """
     import zstandard
 
-    plain, stored = hashlib.sha256(), hashlib.sha256()
-    plain_bytes = 0
-    hashing = _HashingReader(reader, stored)
-    frames = zstandard.ZstdDecompressor().stream_reader(
-        cast("IO[bytes]", hashing), read_size=READ_BYTES, read_across_frames=False
-    )
-    try:
-        while chunk := frames.read(READ_BYTES):
-            plain.update(chunk)
-            plain_bytes += len(chunk)
-            yield chunk
-            advance(len(chunk))
-    except zstandard.ZstdError as error:
-        raise _damaged(file, f"its zstd frame is broken ({error})") from error
-    hashing.drain()
-    if hashing.total != file.stored_bytes or stored.hexdigest() != file.sha256:
+    plain, stored = _Digest(), _Digest()
+    pieces = _stored_pieces(reader, stored)
+    if file.is_encrypted:
+        if identities is None:
+            raise ConfigurationError(f"{file.name} is encrypted, and no identity is configured.", hint=IDENTITY_HINT)
+        pieces = decrypted(pieces, identities)
+    with closing(pieces):
+        frames = zstandard.ZstdDecompressor().stream_reader(
+            cast("IO[bytes]", _Reader(pieces)), read_size=READ_BYTES, read_across_frames=False
+        )
+        try:
+            while chunk := frames.read(READ_BYTES):
+                plain.update(chunk)
+                yield chunk
+                advance(len(chunk))
+            for _rest in pieces:
+                pass  # an intact file has nothing behind its frame: the digest tells
+        except zstandard.ZstdError as error:
+            raise _damaged(file, f"its zstd frame is broken ({error})") from error
+        except NotIntact as error:
+            raise _damaged(file, f"it does not decrypt ({error})") from error
+    if stored.bytes != file.stored_bytes or stored.hexdigest != file.sha256:
         raise _damaged(file, "its SHA-256 is not the manifest's")
-    if plain_bytes != file.bytes or plain.hexdigest() != file.plain_sha256:
+    if plain.bytes != file.bytes or plain.hexdigest != file.plain_sha256:
         raise _damaged(file, "what it decompresses to is not what was dumped")
+
+
+def _stored_pieces(reader: BinaryIO, stored: "_Digest") -> Generator[bytes, None, None]:
+    while piece := reader.read(READ_BYTES):
+        stored.update(piece)
+        yield piece
 
 
 def check_stored(file: StoredFile, reader: BinaryIO, advance: Advance) -> None:
     """Read a stored file whole and compare size and SHA-256 with the manifest. Raises BackupDamaged."""
-    digest = hashlib.sha256()
-    total = 0
-    while chunk := reader.read(READ_BYTES):
-        digest.update(chunk)
-        total += len(chunk)
-        advance(len(chunk))
-    if total != file.stored_bytes:
-        raise _damaged(file, f"it has {total} bytes instead of {file.stored_bytes}")
-    if digest.hexdigest() != file.sha256:
+    stored = _Digest()
+    for piece in _stored_pieces(reader, stored):
+        advance(len(piece))
+    if stored.bytes != file.stored_bytes:
+        raise _damaged(file, f"it has {stored.bytes} bytes instead of {file.stored_bytes}")
+    if stored.hexdigest != file.sha256:
         raise _damaged(file, "its SHA-256 is not the manifest's")
 
 
-class _HashingReader:
-    """What zstandard reads from, hashed and counted on the way."""
+class _Digest:
+    """A SHA-256, and over how many bytes."""
 
-    def __init__(self, reader: BinaryIO, digest: "hashlib._Hash") -> None:
-        self._reader = reader
-        self._digest = digest
-        self.total = 0
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self.bytes = 0
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._reader.read(size)
-        self._digest.update(data)
-        self.total += len(data)
-        return data
+    def update(self, data: bytes) -> None:
+        self._sha256.update(data)
+        self.bytes += len(data)
 
-    def drain(self) -> None:
-        """Read what follows the frame: an intact file has nothing there."""
-        while self.read(READ_BYTES):
-            pass
+    @property
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
+
+
+class _Reader:
+    """Pieces as what zstandard reads from: one at a time, of whatever size."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def read(self, _size: int = -1) -> bytes:
+        return next(self._pieces, b"")
 
 
 def _damaged(file: StoredFile, how: str) -> BackupDamaged:

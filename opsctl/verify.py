@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from opsctl.errors import BackupDamaged, ConfigurationError, OpsctlError, RepositoryUnreachable
+from opsctl.errors import BackupDamaged, ConfigurationError, OpsctlError, Refused, RepositoryUnreachable
+from opsctl.keys import Keys
 from opsctl.manifest import EvidenceLevel, Facts, Manifest
 from opsctl.postgres.encodings import read_name
 from opsctl.postgres.tools import Child, Tools
@@ -15,6 +16,8 @@ from opsctl.repository import Repository
 from opsctl.stream import Advance, check_stored, load
 
 Outcome = Literal["pass", "fail", "unknown"]
+
+NOT_DECODED = "encrypted, and not decoded: no identity is configured here"
 
 _NAME = rb'(?:"(?:[^"]|"")+"|[^\s".(]+)'
 _COPY = re.compile(rb"COPY (%b)\.(%b) +(?:\((?:[^\")]|\"[^\"]*\")*\) )?FROM stdin;\n" % (_NAME, _NAME))
@@ -34,29 +37,44 @@ class Verification:
     outcome: Outcome
     evidence: EvidenceLevel | None
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was not examined, though nothing is wrong with that."""
 
 
 def verify_backup(
     manifest: Manifest,
     repository: Repository,
     tools: Tools,
+    keys: Keys,
     *,
     clock: Callable[[], datetime],
     start_progress: Callable[[str, int], Advance],
 ) -> Verification:
-    """Read every file of a backup back, then decode its dump and count the rows; the result becomes evidence."""
+    """Read every file of a backup back, then decode its dump and count the rows; the result becomes evidence.
+
+    One that is encrypted is decoded where an identity is configured: a host that takes backups needs none. A signature
+    that is missing or wrong fails without evidence: it says nothing about the bytes, and nothing to other readers.
+    """
     try:
+        keys.require_signature(repository, manifest)
         problems = _check_stored(manifest, repository, start_progress)
+    except (Refused, BackupDamaged) as error:
+        return Verification(manifest.id, repository.name, "fail", None, (error.message,))
     except RepositoryUnreachable as error:
         return Verification(manifest.id, repository.name, "unknown", None, (error.message,))
     level: EvidenceLevel = "stored"
     outcome: Outcome = "fail" if problems else "pass"
     reached: EvidenceLevel | None = None if problems else "stored"
+    notes: tuple[str, ...] = ()
     if not problems:
         try:
-            problems = _check_decoded(manifest, repository, tools, start_progress)
-            level = "decoded"
-            outcome, reached = ("fail", "stored") if problems else ("pass", "decoded")
+            if manifest.encryption and keys.identities is None:
+                notes = (NOT_DECODED,)
+            else:
+                keys.require_identity(repository, manifest)
+                problems = _check_decoded(manifest, repository, tools, keys, start_progress)
+                level = "decoded"
+                outcome, reached = ("fail", "stored") if problems else ("pass", "decoded")
         except (ConfigurationError, RepositoryUnreachable) as error:
             problems, outcome = [error.message], "unknown"
     if outcome != "unknown":
@@ -64,7 +82,7 @@ def verify_backup(
             repository.record_evidence(manifest, level, outcome, at=clock(), details={"problems": problems})
         except OpsctlError as error:
             problems = [*problems, f"the evidence could not be recorded: {error.message}"]
-    return Verification(manifest.id, repository.name, outcome, reached, tuple(problems))
+    return Verification(manifest.id, repository.name, outcome, reached, tuple(problems), notes)
 
 
 def _check_stored(
@@ -82,8 +100,9 @@ def _check_stored(
 
 
 def _check_decoded(
-    manifest: Manifest, repository: Repository, tools: Tools, start_progress: Callable[[str, int], Advance]
+    manifest: Manifest, repository: Repository, tools: Tools, keys: Keys, start_progress: Callable[[str, int], Advance]
 ) -> list[str]:
+    identities = keys.identities if manifest.encryption else None
     major = manifest.pg_dump_major
     binaries = tools.for_restore(archive_major=major, server_major=major)
     advance = start_progress("decoding", manifest.dump.bytes)
@@ -91,7 +110,7 @@ def _check_decoded(
         with (
             repository.open(manifest, manifest.dump) as file,
             tools.decode(binaries) as child,
-            _Feeding(child, load(manifest.dump, file, advance)),
+            _Feeding(child, load(manifest.dump, file, advance, identities)),
         ):
             counted = count_rows(child.chunks(), manifest.facts.database.encoding)
             code = child.finish()

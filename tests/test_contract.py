@@ -25,6 +25,8 @@ HEAVY = (
     "pydantic",
     "pydantic_settings",
     "fastapi",
+    "pyrage",
+    "cryptography",
 )
 ENVELOPE = {"schema", "ok", "exit_code", "run_id", "started_at", "finished_at", "result", "error"}
 

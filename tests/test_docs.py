@@ -365,6 +365,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any) -> dict[str, lis
     run("explain", "explain")
     run("restore --globals", "restore", "latest", "--globals", "--plan")
     run("restore --forget-previous", "restore", "--forget-previous", "--yes", "saasdb")
+    run("keygen", "keygen", "-o", "opsctl.key")
     run("demo", "demo")
     return documents
 

@@ -109,7 +109,7 @@ def test_it_can_be_read_by_people():
 
 def test_keys_of_a_later_minor_version_are_ignored():
     """A manifest with more keys than this opsctl knows is still readable."""
-    assert parsed(MANIFEST, signature="…", more={"deep": [1]}) == MANIFEST
+    assert parsed(MANIFEST, countersigned="…", more={"deep": [1]}) == MANIFEST
 
 
 def test_old_manifests_need_not_have_the_newer_fields():

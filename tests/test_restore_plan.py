@@ -260,7 +260,7 @@ def test_database_that_is_made_anew_needs_the_roles_of_its_grants():
 
 def test_obstacle_of_the_tools():
     """What this host's programs cannot read is an obstacle like any other."""
-    assert plan(tools_obstacle="no pg_restore").blockers == ("no pg_restore",)
+    assert plan(other_obstacles=["no pg_restore"]).blockers == ("no pg_restore",)
 
 
 @pytest.mark.parametrize(

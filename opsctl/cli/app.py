@@ -5,7 +5,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from opsctl import __version__
-from opsctl.cli import backup, catalog, demo, doctor, explain, prune, restore, verify
+from opsctl.cli import backup, catalog, demo, doctor, explain, keygen, prune, restore, verify
 from opsctl.cli.session import Body, Options, Session, command, run_command
 from opsctl.errors import ExitCode, UsageError
 
@@ -23,6 +23,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("prune", BACKUPS, prune.prune),
     ("pin", BACKUPS, catalog.pin),
     ("unpin", BACKUPS, catalog.unpin),
+    ("keygen", BACKUPS, keygen.keygen),
     ("doctor", INCIDENTS, doctor.doctor),
     ("explain", INCIDENTS, explain.explain),
     ("demo", OPERATION, demo.demo),

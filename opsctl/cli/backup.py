@@ -80,6 +80,8 @@ def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
         state_path=session.config.state_path,
         facts=settings.facts,
         compression=Compression(settings.compression_level, settings.compression_threads),
+        recipients=session.recipients,
+        signing_key=session.signing_key,
         lock_timeout_seconds=settings.lock_timeout_seconds,
         exclude_tables=settings.exclude_tables,
         role_passwords=settings.role_passwords,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from opsctl.cli.session import Session
+    from opsctl.manifest import Manifest
     from opsctl.repository import Backup, Catalog, Repository, StoredBackup
 
 BackupId = Annotated[
@@ -137,10 +138,16 @@ def _table(catalog: "Catalog", now: Any) -> "RenderableType":
             size(backup.manifest.dump.bytes),
             size(backup.manifest.stored_bytes),
             worth,
-            ", ".join(backup.repositories) + (" (pinned)" if backup.pinned else ""),
+            ", ".join(backup.repositories) + _remarks(backup),
             style="red" if damaged else None,
         )
     return table
+
+
+def _remarks(backup: "Backup") -> str:
+    """What else a glance at the list should tell."""
+    remarks = [*(["encrypted"] if backup.manifest.encryption else []), *(["pinned"] if backup.pinned else [])]
+    return f" ({', '.join(remarks)})" if remarks else ""
 
 
 def show(session: "Session", backup_id: BackupId) -> Outcome:
@@ -171,6 +178,8 @@ def _details(backup: "Backup") -> list["RenderableType"]:
         ("Server", f"PostgreSQL {manifest.server_version}, dumped by pg_dump {manifest.pg_dump_version}"),
         ("In", ", ".join(backup.repositories) + (" (pinned)" if backup.pinned else "")),
         ("Proven", f"{backup.proven.level} at {format_time(backup.proven.at)}" if backup.proven else "nothing yet"),
+        ("Encrypted to", "\n".join(manifest.encryption.recipients) if manifest.encryption else "nobody"),
+        ("Signed by", manifest.signature.public_key if manifest.signature else "nobody"),
         ("Extensions", ", ".join(f"{each.name} {each.version}" for each in facts.extensions) or "none"),
         ("Roles", ", ".join(facts.roles)),
         ("By hand", manifest.restore_command),
@@ -202,13 +211,15 @@ def export(session: "Session", backup_id: BackupId, output: OutputFile = None) -
     if to_stdout and sys.stdout.isatty():
         raise UsageError("A dump does not belong on a terminal.", hint="Name a file with -o, or pipe it on.")
     fields = {"backup_id": backup.id, "database": backup.database}
+    repository, copy = readable_copy(session, backup)
+    session.keys.require(repository, copy.manifest)
     if output is None or to_stdout:
-        _write_dump(session, backup, sys.stdout.buffer)
+        _write_dump(session, repository, copy.manifest, sys.stdout.buffer)
         return Outcome(None, fields=fields)
     partial = output.with_name(f".{output.name}.partial")
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            _write_dump(session, backup, file)
+            _write_dump(session, repository, copy.manifest, file)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(output)
@@ -223,14 +234,13 @@ def export(session: "Session", backup_id: BackupId, output: OutputFile = None) -
     return Outcome(result, [f"Exported {backup.id} to {output} ({size(count)})."], fields=fields)
 
 
-def _write_dump(session: "Session", backup: "Backup", sink: Any) -> None:
+def _write_dump(session: "Session", repository: "Repository", manifest: "Manifest", sink: Any) -> None:
     from opsctl.stream import load
 
-    repository, copy = readable_copy(session, backup)
-    dump = copy.manifest.dump
-    advance = session.progress(f"Exporting {backup.id}", dump.bytes)
-    with repository.open(copy.manifest, dump) as stored:
-        for chunk in load(dump, stored, advance):
+    advance = session.progress(f"Exporting {manifest.id}", manifest.dump.bytes)
+    identities = session.keys.identities if manifest.encryption else None
+    with repository.open(manifest, manifest.dump) as stored:
+        for chunk in load(manifest.dump, stored, advance, identities):
             sink.write(chunk)
         sink.flush()
 

@@ -175,6 +175,7 @@ def _asked_for(
         options=options,
         tools=session.tools,
         state_path=session.config.state_path,
+        keys=session.keys,
         # The hooks and standbys of the configuration are those of the configured server.
         swap_settings=session.swap_settings(backup.database) if is_configured else SwapSettings(),
     )

@@ -15,7 +15,8 @@ def create_missing_roles(session: "Session", backup: "Backup", server: "Server",
     from opsctl.roles import create_roles, existing_roles, plan_roles, read_globals, without_password
 
     repository, copy = readable_copy(session, backup)
-    sql = read_globals(repository, copy.manifest)
+    session.keys.require(repository, copy.manifest)
+    sql = read_globals(repository, copy.manifest, session.keys.identities if copy.manifest.encryption else None)
     if sql is None:
         raise NoSuchBackup(
             f"{backup.id} holds no roles: its login could not read them.",

@@ -20,12 +20,15 @@ from opsctl.errors import ConfigurationError, DoctorExit, ExitCode, Interrupted,
 if TYPE_CHECKING:
     from opsctl.cli.output import Outcome, Output
     from opsctl.config import Config
+    from opsctl.encryption import Identities, Recipients
+    from opsctl.keys import Keys
     from opsctl.postgres.server import Server
     from opsctl.postgres.tools import Tools
     from opsctl.repository import Repository
     from opsctl.restore import SwapSettings
     from opsctl.retention import Policy
     from opsctl.settings import RepositorySettings
+    from opsctl.signing import SigningKey
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The configuration file.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -185,6 +188,50 @@ class Session:
 
     def repositories_of(self, database: str) -> list["Repository"]:
         return [self.repositories[name] for name in self.config.repositories_of(database)]
+
+    @cached_property
+    def recipients(self) -> "Recipients | None":
+        """Who backups are encrypted to, if they are. Raises ConfigurationError."""
+        from opsctl.encryption import parse_recipients
+
+        keys = self.config.encryption.recipients
+        return parse_recipients(keys, where=f"{self.config.source}: encryption.recipients") if keys else None
+
+    @cached_property
+    def keys(self) -> "Keys":
+        """What opens backups here, and whose signatures count. Raises ConfigurationError."""
+        from opsctl.keys import Keys
+        from opsctl.signing import parse_public_keys
+
+        trusted = self.config.signing.public_keys
+        where = f"{self.config.source}: signing.public_keys"
+        return Keys(self._identities, parse_public_keys(trusted, where=where) if trusted else ())
+
+    def _identities(self) -> "Identities | None":
+        from opsctl.encryption import parse_identities
+
+        text = self.config.identity()
+        if text is None:
+            return None
+        self.redactor.add(self.config.secrets())
+        return parse_identities(text, where=f"{self.config.source}: the configured identity")
+
+    @cached_property
+    def signing_key(self) -> "SigningKey | None":
+        """What manifests are signed with, if they are. Raises ConfigurationError."""
+        from opsctl.signing import parse_signing_key
+
+        text = self.config.signing_key()
+        if text is None:
+            return None
+        self.redactor.add(self.config.secrets())
+        key = parse_signing_key(text, where=f"{self.config.source}: signing.key_file")
+        if self.keys.trusted and key.public_key not in self.keys.trusted:
+            raise ConfigurationError(
+                f"{self.config.source}: signing.key_file signs as {key.public_key}, which signing.public_keys lacks.",
+                hint="Add it there: a restore would refuse what is signed with it.",
+            )
+        return key
 
     @cached_property
     def policies(self) -> dict[str, "Policy"]:

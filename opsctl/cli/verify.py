@@ -75,6 +75,7 @@ def _verify(session: "Session", backup: "Backup") -> dict[str, Any]:
             copy.manifest,
             session.repositories[copy.repository],
             session.tools,
+            session.keys,
             clock=session.clock,
             start_progress=lambda doing, total: session.progress(f"{backup.id}: {doing}", total),
         )
@@ -94,6 +95,7 @@ def _verify(session: "Session", backup: "Backup") -> dict[str, Any]:
         "outcome": next((each for each in ("fail", "unknown") if each in outcomes), "pass"),
         "evidence": None if None in levels else min(levels, key=lambda level: EVIDENCE_LEVELS.index(str(level))),
         "problems": [f"{each.repository}: {problem}" for each in found for problem in each.problems],
+        "notes": [f"{each.repository}: {note}" for each in found for note in each.notes],
         "restore_seconds": None,
         "repositories": [{"name": each.repository, "outcome": each.outcome} for each in found],
     }
@@ -105,10 +107,11 @@ def _unreadable(incomplete: "Incomplete") -> dict[str, Any]:
         "outcome": "fail",
         "evidence": None,
         "problems": [f"{incomplete.repository}: {incomplete.reason}"],
+        "notes": [],
         "restore_seconds": None,
         "repositories": [{"name": incomplete.repository, "outcome": "fail"}],
     }
 
 
 def _told(result: dict[str, Any]) -> str:
-    return "; ".join(result["problems"]) or str(result["evidence"])
+    return "; ".join(result["problems"] or [str(result["evidence"]), *result["notes"]])
