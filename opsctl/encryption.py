@@ -202,7 +202,7 @@ class _Thread:
         self._changed = threading.Condition()
         self._waiting: deque[bytes] = deque()
         self._is_complete = self._is_abandoned = self._has_ended = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._piece = memoryview(b"")
         self._out: deque[bytes] = deque()
         self._thread = threading.Thread(target=self._run, name="age", daemon=True)
@@ -238,6 +238,8 @@ class _Thread:
         self._thread.join()
 
     def _raise_error(self) -> None:
+        if self._error is not None and not isinstance(self._error, Exception):
+            raise RuntimeError("the age library failed") from self._error
         if self._error is not None:
             with _mapped_errors():
                 raise self._error
@@ -265,7 +267,7 @@ class _Thread:
     def _run(self) -> None:
         try:
             self._loop(self)
-        except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread; a panic is no Exception
             self._error = error
         finally:
             with self._changed:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from opsctl.encryption import HEAD_BYTES, IDENTITY_HINT, Identities, opens
-from opsctl.errors import ConfigurationError, Refused
+from opsctl.errors import ConfigurationError, OpsctlError, Refused
 from opsctl.manifest import Manifest
 from opsctl.repository import Repository
 from opsctl.signing import signature_problem
@@ -41,6 +41,14 @@ class Keys:
                 check(repository, manifest)
             except (Refused, ConfigurationError) as error:
                 yield f"{error.message.rstrip('.')} ({str(error.hint).rstrip('.')})"
+
+    def trusts(self, repository: Repository, manifest: Manifest) -> bool:
+        """Whether :meth:`require_signature` passes; a copy that cannot be looked at is not trusted."""
+        try:
+            self.require_signature(repository, manifest)
+        except OpsctlError:
+            return False
+        return True
 
     def require_signature(self, repository: Repository, manifest: Manifest) -> None:
         """Look at the manifest in the repository itself, as it is now. Raises Refused."""

@@ -1,6 +1,7 @@
 """Signed manifests: what was not written by a trusted key is neither restored nor exported."""
 
 import json
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -130,6 +131,22 @@ def test_what_nobody_trusted_wrote_is_refused(run_opsctl, signed, rich, database
     assert signed.evidence == []
     assert databases_like(rich) == [rich.name]
     assert not (run_opsctl.work / "out.dump").exists()
+
+
+@pytest.mark.end_to_end
+def test_a_forged_copy_does_not_hide_the_true_one(run_opsctl, signed, rich):
+    """Whoever rewrites one repository stops no restore: another copy is taken, and verify names the forged one."""
+    shutil.copytree(run_opsctl.work / "backups", run_opsctl.work / "elsewhere")
+    signed.rewrite(host="changed")
+    repositories = '[repositories.a]\nurl = "backups"\n[repositories.b]\nurl = "elsewhere"'
+    configure(run_opsctl, rich, f'public_keys = ["{OURS}"]\n{repositories}')
+
+    planned = run_opsctl("restore", "latest", "--plan", "--json")
+    assert (planned.returncode, planned.json["result"]["plan"]["blockers"]) == (0, []), planned
+    verified = run_opsctl("verify", "--json")
+    assert verified.returncode == 15
+    (result,) = verified.json["result"]["backups"]
+    assert result["repositories"] == [{"name": "a", "outcome": "fail"}, {"name": "b", "outcome": "pass"}]
 
 
 @pytest.mark.end_to_end

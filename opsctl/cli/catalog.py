@@ -64,10 +64,10 @@ def choose_backup(
 
 
 def readable_copy(session: "Session", backup: "Backup") -> tuple["Repository", "StoredBackup"]:
-    """The copy to read from: one that is not known to be damaged, in the order of the configuration."""
+    """The copy to read from: trusted and not known to be damaged if there is one, in the configuration's order."""
     by_name = {copy.repository: copy for copy in backup.copies}
     candidates = [(r, by_name[name]) for name, r in session.repositories.items() if name in by_name]
-    return min(candidates, key=lambda each: each[1].failed)
+    return min(candidates, key=lambda each: (not session.keys.trusts(each[0], each[1].manifest), each[1].failed))
 
 
 def list_backups(session: "Session", database: OptionalDatabase = None) -> Outcome:
