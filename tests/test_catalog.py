@@ -1,8 +1,10 @@
 """`list`, `show`, `export`, `pin` and `unpin`: what the repositories hold, and what is no backup."""
 
 import json
+import os
 import shutil
 import stat
+import subprocess
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -271,6 +273,21 @@ def test_export_to_stdout_has_no_room_for_json(run_opsctl, stored):
 
     assert run.returncode == 2
     assert run.json["error"]["code"] == "usage"
+
+
+def test_export_into_a_pipe_or_through_a_link(run_opsctl, stored):
+    """What is no plain file is written to and stays what it is; a link goes on leading where it led."""
+    pipe, link, target = (run_opsctl.work / name for name in ("pipe", "link", "target"))
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    read = run_opsctl.work / "read"
+    with read.open("wb") as sink, subprocess.Popen(["cat", pipe], stdout=sink):
+        assert run_opsctl("export", "latest", "-o", pipe).returncode == 0
+    assert read.read_bytes() == stored.plain_dump()
+    assert pipe.is_fifo()
+    assert run_opsctl("export", "latest", "-o", link).returncode == 0
+    assert link.is_symlink()
+    assert target.read_bytes() == stored.plain_dump()
 
 
 def test_export_to_an_impossible_place(run_opsctl, stored):

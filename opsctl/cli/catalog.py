@@ -1,10 +1,10 @@
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opsctl.cli.files import whole_file
 from opsctl.cli.output import Outcome, age, duration, plain_table, size
 from opsctl.errors import ExitCode, OpsctlError, UsageError
 from opsctl.manifest import choose, format_time
@@ -216,19 +216,13 @@ def export(session: "Session", backup_id: BackupId, output: OutputFile = None) -
     if output is None or to_stdout:
         _write_dump(session, repository, copy.manifest, sys.stdout.buffer)
         return Outcome(None, fields=fields)
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with whole_file(output) as file:
             _write_dump(session, repository, copy.manifest, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(output)
     except OSError as error:
         raise OpsctlError(
             f"{output} cannot be written: {error.strerror}.", hint="Name another file with -o."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     count = backup.manifest.dump.bytes
     result = {"id": backup.id, "file": str(output), "bytes": count}
     return Outcome(result, [f"Exported {backup.id} to {output} ({size(count)})."], fields=fields)
