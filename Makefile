@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd
+SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd docker.io docker-compose busybox-static
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types fmt docs bench build image acceptance clean
@@ -57,7 +57,7 @@ acceptance: setup ## what needs root and apt, or takes minutes; as root it insta
 		export DEBIAN_FRONTEND=noninteractive; install="apt-get install -y --no-install-recommends -qq $(SERVICES)"; \
 		$$install || { apt-get update -qq && $$install; }; \
 	fi
-	$(BIN)/python -m pytest -n auto -m acceptance --require-services --no-header -q -rP
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m acceptance --require-services --no-header -q -rP
 
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

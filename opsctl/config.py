@@ -20,7 +20,15 @@ from pydantic import Field, SecretStr, ValidationError  # noqa: TID253
 from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: TID253
 
 from opsctl.errors import ConfigurationError
-from opsctl.settings import DatabaseSettings, FileSettings, RepositorySettings, explained, nearest, validated
+from opsctl.settings import (
+    DatabaseSettings,
+    FileSettings,
+    RepositorySettings,
+    ServiceSettings,
+    explained,
+    nearest,
+    validated,
+)
 
 DEFAULT_REPOSITORY = "./backups"
 CHILD_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -59,6 +67,7 @@ class Config:
         self.variables = variables
         self.databases = dict(file.databases) or self._database_from_environment()
         self.repositories = dict(file.repositories) or {"local": RepositorySettings(url=DEFAULT_REPOSITORY)}
+        self.services = dict(file.services)
         self.doctor = file.doctor
         self.encryption = file.encryption
         self.signing = file.signing
@@ -97,21 +106,26 @@ class Config:
         return self._section(name) != name
 
     def _section(self, name: str) -> str:
-        """The section that ``name`` falls under: its own, else the one with ``all = true`` if there is just one."""
+        """The section that ``name`` falls under. Raises ConfigurationError."""
         if not self.databases:
             raise ConfigurationError(
                 "No database is configured.",
                 hint="Set DATABASE_URL=postgresql://user@host/database, or write an opsctl.toml.",
             )
-        if name in self.databases:
-            return name
-        whole_servers = [section for section, settings in self.databases.items() if settings.all]
-        if len(whole_servers) == 1:
-            return whole_servers[0]
+        section = self.section_of(name)
+        if section is not None:
+            return section
         raise ConfigurationError(
             f"{self.source}: there is no database {name!r}.",
             hint=nearest(name, self.databases) or f"Configured: {', '.join(self.databases)}.",
         )
+
+    def section_of(self, name: str) -> str | None:
+        """The section that ``name`` falls under: its own, else the one with ``all = true`` if there is just one."""
+        if name in self.databases:
+            return name
+        whole_servers = [section for section, settings in self.databases.items() if settings.all]
+        return whole_servers[0] if len(whole_servers) == 1 else None
 
     def repositories_of(self, name: str) -> list[str]:
         return list(self.database(name).repositories or self.repositories)
@@ -127,6 +141,12 @@ class Config:
         bundle = settings.ca_bundle and (self.folder / settings.ca_bundle.expanduser()).absolute()
         return settings.model_copy(update={"url": self.repository_url(name), "ca_bundle": bundle})
 
+    def service(self, name: str) -> ServiceSettings:
+        """A service's settings, with relative paths made absolute; the defaults for one that is not configured."""
+        settings = self.services.get(name, ServiceSettings())
+        file = settings.compose_file and (self.folder / settings.compose_file.expanduser()).absolute()
+        return settings.model_copy(update={"compose_file": file})
+
     def database_url(self, name: str) -> str:
         """The database's URL: ``direct_url``, else ``url`` or the variable that ``url_env`` names."""
         settings = self.database(name)
@@ -140,6 +160,12 @@ class Config:
                 hint=f"Set {settings.url_env} in the environment or in .env.",
             )
         return checked_url(value, where=str(settings.url_env))
+
+    def database_port(self, name: str) -> int:
+        """The port of the database's URL; PostgreSQL's own when it names none, or several."""
+        authority = urlsplit(self.database_url(name)).netloc.rpartition("@")[2]
+        port = authority.rpartition(":")[2]
+        return int(port) if port.isdecimal() and "," not in authority else 5432
 
     def password(self, name: str) -> str | None:
         """The password that is not in the URL, from ``password_file`` or ``password_command``; read once."""

@@ -13,6 +13,8 @@ OpsctlError                      1
 ├── DumpFailed                   1   pg_dump ended with an error, or in the middle
 ├── RestoreFailed                1   pg_restore or a comparison failed; what was created is gone again
 ├── QueryFailed                  1   the server refused a statement
+├── ServicesUnreachable          1   Docker does not answer, or not to this user
+├── ServiceFailed                1   a container is missing, cannot be restarted, or does not become healthy
 └── Interrupted                130   Ctrl-C (130), SIGTERM and SIGHUP (143)
 
 Errors are named for a state or in the past tense. Each says what happened (message) and what to do (hint).
@@ -136,6 +138,14 @@ class QueryFailed(OpsctlError):
 
 class NotPermitted(QueryFailed):
     """A statement refused because the login lacks a right; one kind of QueryFailed, with its word."""
+
+
+class ServicesUnreachable(OpsctlError):
+    code = "services_unreachable"
+
+
+class ServiceFailed(OpsctlError):
+    code = "service_failed"
 
 
 class Interrupted(OpsctlError):

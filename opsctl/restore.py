@@ -9,7 +9,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from opsctl.errors import BackupDamaged, ConfigurationError, OpsctlError, Refused, RestoreFailed
+from opsctl.errors import (
+    BackupDamaged,
+    ConfigurationError,
+    OpsctlError,
+    Refused,
+    RestoreFailed,
+    ServiceFailed,
+    ServicesUnreachable,
+)
 from opsctl.keys import Keys
 from opsctl.manifest import Facts, Manifest
 from opsctl.postgres.binaries import Binaries
@@ -93,8 +101,10 @@ class Restore:
         """Why the backup cannot be read here, or may not be trusted."""
         try:
             self._binaries()
-        except ConfigurationError as error:
+        except (ConfigurationError, ServiceFailed, ServicesUnreachable) as error:
             yield f"{error.message.rstrip('.')} ({error.hint})"
+        if self.options.jobs > 1 and not self.tools.reads_files:
+            yield 'tools = "service" loads with one session (leave --jobs out)'
         yield from self.keys.obstacles(self.repository, self.manifest)
 
     def _binaries(self) -> Binaries:

@@ -64,6 +64,8 @@ class DatabaseSettings(Settings):
     url_env: str | None = None
     direct_url: PostgresUrl | None = None
     replica_urls: tuple[PostgresUrl, ...] = ()
+    service: str | None = None
+    tools: Literal["host", "service"] = "host"
     all: bool = False
     exclude: tuple[str, ...] = ()
     password_file: Path | None = None
@@ -84,6 +86,8 @@ class DatabaseSettings(Settings):
     def _one_source(self) -> "DatabaseSettings":
         if (self.url is None) == (self.url_env is None):
             raise ValueError("needs either url or url_env")
+        if self.tools == "service" and self.service is None:
+            raise ValueError('tools = "service" needs service, the one the programs are in')
         if self.exclude and not self.all:
             raise ValueError("exclude leaves out databases of all = true; tables are left out with exclude_tables")
         return self
@@ -152,6 +156,33 @@ class SigningSettings(Settings):
     public_keys: tuple[str, ...] = ()
 
 
+class HttpSettings(Settings):
+    """``[services.<name>.http]``: where the service answers, for the checks."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/@?#]+(/.*)?$")] | None = None
+
+
+class ServiceSettings(Settings):
+    """``[services.<name>]``: a container, found by compose's labels or by its name."""
+
+    compose_project: str | None = None
+    compose_service: str | None = None
+    compose_file: Path | None = None
+    container: str | None = None
+    stop_timeout_seconds: Annotated[int, Field(ge=0)] | None = None
+    ready_timeout_seconds: Annotated[float, Field(gt=0)] | None = None
+    stable_seconds: Annotated[float, Field(gt=0)] = 5
+    restart_budget: Annotated[int, Field(ge=1)] = 3
+    restart_budget_minutes: Annotated[float, Field(gt=0)] = 30
+    http: HttpSettings = HttpSettings()
+
+    @model_validator(mode="after")
+    def _one_way_to_find_it(self) -> "ServiceSettings":
+        if self.container is not None and (self.compose_project or self.compose_service):
+            raise ValueError("is found by container, or by compose_project and compose_service, not by both")
+        return self
+
+
 class SentrySettings(Settings):
     """``[sentry]``: where failures are reported; ``SENTRY_DSN`` alone is enough."""
 
@@ -186,6 +217,7 @@ class FileSettings(Settings):
 
     databases: dict[str, DatabaseSettings] = {}
     repositories: dict[str, RepositorySettings] = {}
+    services: dict[str, ServiceSettings] = {}
     doctor: DoctorSettings = DoctorSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     signing: SigningSettings = SigningSettings()

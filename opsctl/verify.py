@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from opsctl.errors import BackupDamaged, ConfigurationError, OpsctlError, Refused, RepositoryUnreachable
+from opsctl.errors import (
+    BackupDamaged,
+    ConfigurationError,
+    OpsctlError,
+    Refused,
+    RepositoryUnreachable,
+    ServiceFailed,
+    ServicesUnreachable,
+)
 from opsctl.keys import Keys
 from opsctl.manifest import EvidenceLevel, Facts, Manifest
 from opsctl.postgres.encodings import read_name
@@ -75,7 +83,7 @@ def verify_backup(
                 problems = _check_decoded(manifest, repository, tools, keys, start_progress)
                 level = "decoded"
                 outcome, reached = ("fail", "stored") if problems else ("pass", "decoded")
-        except (ConfigurationError, RepositoryUnreachable) as error:
+        except (ConfigurationError, RepositoryUnreachable, ServiceFailed, ServicesUnreachable) as error:
             problems, outcome = [error.message], "unknown"
     if outcome != "unknown":
         try:

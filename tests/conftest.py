@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -33,7 +34,7 @@ RICH_SQL = Path(__file__).with_name("rich_schema.sql")
 INTERPRETERS = ("PYTHON", "LANG", "LC_", "LD_")
 """Prefixes of variables that an interpreter reads when it starts: such a run is a process of its own."""
 
-CALLERS_VARIABLES = ("PG", "AWS_", "OPSCTL_", "SENTRY_", "DATABASE_URL")
+CALLERS_VARIABLES = ("PG", "AWS_", "OPSCTL_", "SENTRY_", "DATABASE_URL", "DOCKER_", "COMPOSE_")
 """Prefixes of what a developer's shell may hold and no test may see."""
 
 
@@ -356,14 +357,21 @@ def _source_variables(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, 
     return {} if is_same else {"PYTHONPATH": str(SOURCE)}
 
 
-@pytest.fixture(scope="session")
-def _forks(_source_variables: Mapping[str, str]) -> Iterator[Any]:
-    """Where runs of the program come from that only have to run to their end, see forked.py."""
-    spec = importlib.util.spec_from_file_location("forked", Path(__file__).with_name("forked.py"))
+def _module(name: str) -> Any:
+    """A module of the tests' own, beside this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def _forks(_source_variables: Mapping[str, str]) -> Iterator[Any]:
+    """Where runs of the program come from that only have to run to their end, see forked.py."""
+    module = _module("forked")
     forks = module.Forks({"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONPATH": str(SOURCE)})
     yield forks
     forks.end()
@@ -513,3 +521,14 @@ def back_up(run_opsctl: Opsctl) -> Callable[..., str]:
         return str(run.json["result"]["backups"][0]["id"])
 
     return take
+
+
+@pytest.fixture
+def canned_engine() -> Iterator[Any]:
+    """What a Docker engine answers, with two services; ``.host`` is for DOCKER_HOST. See canned_engine.py."""
+    module = _module("canned_engine")
+    with (
+        tempfile.TemporaryDirectory(prefix="engine", dir="/tmp") as folder,
+        module.running(Path(folder, "s")) as engine,
+    ):
+        yield engine

@@ -25,7 +25,7 @@ from typing import Any
 import opsctl
 
 LOADED_LATE = (
-    *("boto3", "botocore.session", "botocore.client", "dotenv", "psycopg", "psycopg.conninfo", "psycopg.sql"),
+    *("boto3", "botocore.session", "botocore.client", "docker", "dotenv", "psycopg", "psycopg.conninfo", "psycopg.sql"),
     *("pydantic_settings", "rich.console", "rich.progress", "rich.table", "rich.text", "sentry_sdk", "structlog"),
     "zstandard",
 )

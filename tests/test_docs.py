@@ -252,8 +252,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, run_opsctl: Any, saasdb: Any, binaries: Any) -> Shell:
-    """A reader's shell: opsctl and PostgreSQL's programs on PATH, DATABASE_URL set, a folder of its own."""
+def shell(tmp_path: Path, run_opsctl: Any, saasdb: Any, binaries: Any, canned_engine: Any) -> Shell:
+    """A reader's shell: opsctl and PostgreSQL's programs on PATH, DATABASE_URL set, two services, its own folder."""
     cluster, programs = saasdb.cluster, tmp_path / "bin"
     programs.mkdir()
     _write_program(programs / "opsctl", f'exec {sys.executable} -m opsctl "$@"')
@@ -266,6 +266,7 @@ def shell(tmp_path: Path, run_opsctl: Any, saasdb: Any, binaries: Any) -> Shell:
             "PGHOST": str(cluster.socket_folder),
             "PGPORT": str(cluster.port),
             "PGUSER": cluster.user,
+            "DOCKER_HOST": canned_engine.host,
         },
     )
     return Shell(run_opsctl.work, environment)
@@ -325,7 +326,7 @@ def paths(value: Any, prefix: str = "") -> Iterator[str]:
 
 
 @pytest.fixture
-def real_documents(run_opsctl: Callable[..., Any], saasdb: Any) -> dict[str, list[Any]]:
+def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: Any) -> dict[str, list[Any]]:
     """What each command prints when there is something to tell: documents by section of docs/json-output.md."""
     work = run_opsctl.work  # type: ignore[attr-defined]
     (work / "opsctl.toml").write_text(
@@ -335,7 +336,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any) -> dict[str, lis
     documents: dict[str, list[Any]] = {}
 
     def run(section: str, *arguments: str) -> None:
-        document = run_opsctl(*arguments, "--json", url=saasdb.url).json
+        document = run_opsctl(*arguments, "--json", url=saasdb.url, env={"DOCKER_HOST": canned_engine.host}).json
         documents.setdefault("The envelope", []).append(document)
         if document["result"] is not None:
             documents.setdefault(section, []).append(document["result"])
@@ -366,6 +367,9 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any) -> dict[str, lis
     run("restore --globals", "restore", "latest", "--globals", "--plan")
     run("restore --forget-previous", "restore", "--forget-previous", "--yes", "saasdb")
     run("keygen", "keygen", "-o", "opsctl.key")
+    run("services", "services")
+    run("logs", "logs", "bot")
+    run("restart", "restart", "bot", "--yes", "bot")
     run("demo", "demo")
     return documents
 

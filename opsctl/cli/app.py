@@ -5,7 +5,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from opsctl import __version__
-from opsctl.cli import backup, catalog, demo, doctor, explain, keygen, prune, restore, verify
+from opsctl.cli import backup, catalog, demo, doctor, explain, keygen, prune, restore, services, verify
 from opsctl.cli.session import Body, Options, Session, command, run_command
 from opsctl.errors import ExitCode, UsageError
 
@@ -26,6 +26,9 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("keygen", BACKUPS, keygen.keygen),
     ("doctor", INCIDENTS, doctor.doctor),
     ("explain", INCIDENTS, explain.explain),
+    ("services", INCIDENTS, services.services),
+    ("logs", INCIDENTS, services.logs),
+    ("restart", INCIDENTS, services.restart),
     ("demo", OPERATION, demo.demo),
 )
 

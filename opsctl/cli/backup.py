@@ -76,7 +76,7 @@ def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
         server=session.server(name),
         database=name,
         repositories=repositories,
-        tools=session.tools,
+        tools=session.tools_of(name),
         state_path=session.config.state_path,
         facts=settings.facts,
         compression=Compression(settings.compression_level, settings.compression_threads),

@@ -117,6 +117,9 @@ class FormattedOutput:
     def show(self, renderable: Any) -> None:
         self._output.show(renderable)
 
+    def line(self, record: dict[str, Any], renderable: Any) -> None:
+        self._output.line(record, renderable)
+
 
 def _failed(error: OpsctlError) -> "Report":
     from opsctl.checks.check import CheckResult, Remedy

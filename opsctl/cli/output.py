@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-from opsctl.errors import DoctorExit, ExitCode, OpsctlError
+from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError
 from opsctl.manifest import format_time
 from opsctl.stream import Advance
 from opsctl.telemetry.redact import Redactor
@@ -65,6 +65,10 @@ class Output(Protocol):
 
     def show(self, renderable: "RenderableType") -> None:
         """Show what a person must see before the result, on stderr."""
+        ...
+
+    def line(self, record: dict[str, Any], renderable: "RenderableType") -> None:
+        """Print one line, on stdout, of a result that goes on until somebody ends it."""
         ...
 
 
@@ -133,6 +137,10 @@ class TextOutput:
         self.stop_progress()
         self._console(sys.stderr).print(renderable)
 
+    def line(self, record: dict[str, Any], renderable: "RenderableType") -> None:  # noqa: ARG002
+        self._console(sys.stdout).print(renderable)
+        sys.stdout.flush()
+
     def _show_error(self, error: OpsctlError) -> None:
         from rich.text import Text
 
@@ -183,8 +191,11 @@ class JsonOutput:
         """``None`` puts each document on a line of its own."""
 
     def finish(self, run: Run, outcome: Outcome) -> None:
+        self._print(self._document(run, outcome))
+
+    def _document(self, run: Run, outcome: Outcome) -> dict[str, Any]:
         error = outcome.error
-        document = {
+        return {
             "schema": f"opsctl.{run.command}/1",
             "ok": outcome.done,
             "exit_code": int(outcome.code),
@@ -194,6 +205,8 @@ class JsonOutput:
             "result": outcome.result,
             "error": error and {"code": error.code, "message": error.message, "hint": error.hint},
         }
+
+    def _print(self, document: dict[str, Any]) -> None:
         text = json.dumps(self._redactor.deep(document), indent=self._indent, ensure_ascii=False)
         sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
         sys.stdout.flush()
@@ -206,6 +219,20 @@ class JsonOutput:
 
     def show(self, renderable: "RenderableType") -> None:
         """A program reads the result; nobody is there to be shown anything."""
+
+    def line(self, record: dict[str, Any], renderable: "RenderableType") -> None:  # noqa: ARG002
+        self._print(record)
+
+
+class JsonLinesOutput(JsonOutput):
+    """For programs that read a result without an end: one JSON object a line, and a last one only for a failure."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__(redactor, indent=None)
+
+    def finish(self, run: Run, outcome: Outcome) -> None:
+        if outcome.error is not None and not isinstance(outcome.error, Interrupted):
+            super().finish(run, outcome)
 
 
 def _nothing(_count: int) -> None:

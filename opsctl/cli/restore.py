@@ -173,7 +173,7 @@ def _asked_for(
         server=server,
         database=into or server.database,
         options=options,
-        tools=session.tools,
+        tools=session.tools_of(backup.database) if is_configured else session.tools,
         state_path=session.config.state_path,
         keys=session.keys,
         # The hooks and standbys of the configuration are those of the configured server.

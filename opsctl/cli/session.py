@@ -9,13 +9,24 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.errors import ConfigurationError, DoctorExit, ExitCode, Interrupted, OpsctlError, Refused, UsageError
+from opsctl.errors import (
+    ConfigurationError,
+    DatabaseUnreachable,
+    DoctorExit,
+    ExitCode,
+    Interrupted,
+    OpsctlError,
+    Refused,
+    ServiceFailed,
+    ServicesUnreachable,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from opsctl.cli.output import Outcome, Output
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
     from opsctl.repository import Repository
     from opsctl.restore import SwapSettings
     from opsctl.retention import Policy
+    from opsctl.services import Selector, Service, ServiceRuntime
     from opsctl.settings import RepositorySettings
     from opsctl.signing import SigningKey
 
@@ -85,7 +97,7 @@ class Session:
         from opsctl.config import load_config
 
         config = load_config(self.options.config)
-        names = {*config.databases, *config.repositories, "postgres"}
+        names = {*config.databases, *config.repositories, *config.services, "postgres"}
         self.redactor.except_for(names)
         self.redactor.add(config.secrets())
         self.configure_logs(config.environment.log_format)
@@ -139,7 +151,22 @@ class Session:
             database=database if self.config.is_of_all(database) else None,
             password=password,
             maintenance_database=settings.maintenance_database,
+            address=self._service_address(database) if settings.service else None,
         )
+
+    def _service_address(self, database: str) -> tuple[str, int]:
+        """Where the container of a database's service is reached."""
+        try:
+            container = self._service_of(database)
+            found = self.runtime.address(container, self.config.database_port(database))
+        except (ServiceFailed, ServicesUnreachable) as error:
+            raise DatabaseUnreachable(f"{database!r} cannot be reached: {error.message}", hint=error.hint) from error
+        return found.host, found.port
+
+    def _service_of(self, database: str) -> "Service":
+        """The container a database is in: one that runs, if there are several."""
+        found = self.service(self.config.database(database).service or database)
+        return next((each for each in found if each.state.is_running), found[0])
 
     def server_at(self, url: str) -> "Server":
         """A server that is not configured, by its URL; its password is a secret from here on."""
@@ -250,6 +277,73 @@ class Session:
         from opsctl.postgres.tools import Tools
 
         return Tools(search_path=self.config.search_path, environment=self.config.child_environment)
+
+    def tools_of(self, database: str) -> "Tools":
+        """What a database is dumped and restored with; this host's programs for one that is not configured any more."""
+        from opsctl.postgres.programs import InsideContainer
+        from opsctl.postgres.tools import Tools
+
+        settings = self.config.databases.get(self.config.section_of(database) or "")
+        if settings is None or settings.tools == "host":
+            return self.tools
+        environment = self.config.child_environment
+        place = InsideContainer(lambda: partial(self.runtime.start, self._service_of(database)), environment)
+        return Tools(search_path=self.config.search_path, environment=environment, place=place)
+
+    @cached_property
+    def runtime(self) -> "ServiceRuntime":
+        """What runs the services."""
+        from opsctl.services.docker import Docker
+
+        return Docker(self.config.variables)
+
+    def selector(self, name: str) -> "Selector":
+        """What a service's name means: as configured, else ``project/service``, else a compose service."""
+        from opsctl.services import Selector
+
+        if name in self.config.services:
+            settings = self.config.services[name]
+            return Selector(name, settings.compose_project, settings.compose_service, settings.container)
+        project, separator, service = name.rpartition("/")
+        return Selector(name, project, service) if separator else Selector(name)
+
+    def service(self, name: str) -> "list[Service]":
+        """The containers of a service: a configured one, a compose service, or one container. Raises ServiceFailed."""
+        from opsctl.services.capture import secrets_of
+
+        found = self.service_now(name)
+        if not found:
+            raise self._no_service(name)
+        for each in found:
+            self.redactor.add(secrets_of(self.runtime.describe(each)))
+        return found
+
+    def _no_service(self, name: str) -> OpsctlError:
+        from opsctl.settings import nearest
+
+        if name in self.config.services:
+            return ServiceFailed(
+                f"There is no container of the service {name}.",
+                hint="`docker compose up -d` makes it; else correct its section in opsctl.toml.",
+            )
+        known = [*self.config.services, *(service.name for service in self.runtime.list_services())]
+        hint = nearest(name, known) or f"There are: {', '.join(dict.fromkeys(known)) or 'none'}."
+        return ConfigurationError(f"There is no service {name!r}.", hint=hint)
+
+    def service_now(self, name: str) -> "list[Service]":
+        """The containers of a service at this moment; none if there are none."""
+        from opsctl.services import Selector
+
+        found = self.runtime.find(self.selector(name))
+        is_named = name in self.config.services
+        return list(found or ([] if is_named else self.runtime.find(Selector(name, container=name))))
+
+    def stream_lines(self) -> None:
+        """From here on the result is printed line by line; with ``--json`` as JSON lines."""
+        from opsctl.cli.output import JsonLinesOutput
+
+        if self.options.json:
+            self.output = JsonLinesOutput(self.redactor)
 
     def progress(self, label: str, total: int | None) -> Callable[[int], None]:
         return self.output.start_progress(label, total)

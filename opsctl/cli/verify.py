@@ -74,7 +74,7 @@ def _verify(session: "Session", backup: "Backup") -> dict[str, Any]:
         verification = verify_backup(
             copy.manifest,
             session.repositories[copy.repository],
-            session.tools,
+            session.tools_of(backup.database),
             session.keys,
             clock=session.clock,
             start_progress=lambda doing, total: session.progress(f"{backup.id}: {doing}", total),

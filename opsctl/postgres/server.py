@@ -89,8 +89,8 @@ class ServerInfo:
 class Server:
     """A server, and the one database on it that is looked after.
 
-    ``url`` is a libpq URL; ``database`` and ``password`` win over what is in it. No connection is opened before it is
-    needed.
+    ``url`` is a libpq URL; ``database`` and ``password`` win over what is in it, and ``address``, an IP address and a
+    port, over its host: that is then only a name, for TLS and for people. No connection is opened before it is needed.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Server:
         database: str | None = None,
         password: str | None = None,
         maintenance_database: str | None = None,
+        address: tuple[str, int] | None = None,
     ) -> None:
         from psycopg import ProgrammingError
         from psycopg.conninfo import conninfo_to_dict
@@ -117,6 +118,10 @@ class Server:
             params["password"] = password
         if database is not None:
             params["dbname"] = database
+        if address is not None:
+            params |= {"hostaddr": address[0], "port": str(address[1])}
+            if not _is_one_name(params.get("host", "")):
+                params.pop("host", None)
         self.parameters: Mapping[str, str] = params
         self._defaults = _libpq_defaults()
         self.database = params.get("dbname") or self._defaults.get("dbname") or params.get("user") or "postgres"
@@ -258,6 +263,10 @@ def _session_class() -> "type[Connection]":
             return super().execute(query, params, **options)
 
     return Session
+
+
+def _is_one_name(host: str) -> bool:
+    return bool(host) and not host.startswith("/") and "," not in host
 
 
 def _libpq_defaults() -> dict[str, str]:

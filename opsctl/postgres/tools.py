@@ -1,64 +1,60 @@
-"""pg_dump, pg_dumpall and pg_restore as child processes: how they are called, and what their endings mean.
+"""pg_dump, pg_dumpall and pg_restore: how they are called, and what their endings mean."""
 
-A password reaches them through an anonymous file in memory (PGPASSFILE), so a kill leaves nothing behind and no
-argument list shows it. They die with their parent, and each runs in a process group of its own, so that Ctrl-C reaches
-opsctl alone and it can end them in order.
-"""
-
-import fcntl
 import os
 import re
 import shlex
-import signal
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from opsctl.errors import ConfigurationError, DumpFailed, OpsctlError
-from opsctl.postgres.binaries import Binaries, choose_dump, choose_restore, find_binaries
-from opsctl.postgres.processes import die_with_parent
+from opsctl.postgres.binaries import Binaries, choose_dump, choose_restore
+from opsctl.postgres.programs import INSTALL_HINT, Place, Program, ThisHost
 from opsctl.postgres.server import Server
-
-PIPE_BYTES = 1 << 20
-"""Size of the pipes and of one read: fewer switches between the processes; 1 MiB is what Linux allows everybody."""
 
 STDERR_LINES = 200
 HOOK_SECONDS = 60
 TABLE_DATA = re.compile(rb"^\d+; \d+ (\d+) TABLE DATA ", re.MULTILINE)
-INSTALL_HINT = "Install PostgreSQL's client programs (Debian: postgresql-client), or `pip install 'opsctl[demo]'`."
 
 
 class Tools:
-    """The client programs of this host. ``environment`` is what they are started with."""
+    """The client programs of ``place``: of this host, if it is not given, started with ``environment``."""
 
-    def __init__(self, *, search_path: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._search_path = search_path
+    def __init__(
+        self, *, search_path: Sequence[str], environment: Mapping[str, str], place: Place | None = None
+    ) -> None:
         self._environment = environment
+        self._place = place or ThisHost(search_path, environment)
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether they can read a file of this host; if not, they load with one session."""
+        return self._place.reads_files
 
     def for_dump(self, server_major: int) -> Binaries:
         """pg_dump of the server's own major, else of the nearest newer one. Raises ConfigurationError."""
-        found = find_binaries("pg_dump", search_path=self._search_path)
+        found = self._place.find("pg_dump")
         chosen = choose_dump(found, server_major)
         if chosen is None:
             raise ConfigurationError(
                 f"The server is PostgreSQL {server_major}, and {_there_are('pg_dump', found)}; pg_dump refuses servers"
                 " newer than itself.",
-                hint=INSTALL_HINT,
+                hint=self._place.hint,
             )
         return chosen
 
     def for_restore(self, *, archive_major: int, server_major: int) -> Binaries:
         """pg_restore that reads the archive and suits the server. Raises ConfigurationError."""
-        found = find_binaries("pg_restore", search_path=self._search_path)
+        found = self._place.find("pg_restore")
         chosen = choose_restore(found, archive_major=archive_major, server_major=server_major)
         if chosen is None:
             raise ConfigurationError(
                 f"The archive was written by pg_dump {archive_major}, and {_there_are('pg_restore', found)}.",
-                hint=INSTALL_HINT,
+                hint=self._place.hint,
             )
         return chosen
 
@@ -83,7 +79,7 @@ class Tools:
         arguments += [f"--snapshot={snapshot}", f"--lock-wait-timeout={int(lock_timeout_seconds * 1000)}"]
         arguments += [f"--encoding={encoding}", f"--dbname={server.public_conninfo()}"]
         arguments += [f"--exclude-table-data={os.fsdecode(quoted)}" for quoted in without_data]
-        with self._start(arguments, password=server.password, stdin=subprocess.DEVNULL) as child:
+        with self._start(arguments, password=server.password) as child:
             yield child
 
     @contextmanager
@@ -92,20 +88,20 @@ class Tools:
         arguments: list[str | Path] = [binaries.path("pg_dumpall"), "--globals-only"]
         arguments += [] if role_passwords else ["--no-role-passwords"]
         arguments += ["--no-password", f"--dbname={server.public_conninfo(server.maintenance_database)}"]
-        with self._start(arguments, password=server.password, stdin=subprocess.DEVNULL) as child:
+        with self._start(arguments, password=server.password) as child:
             yield child
 
     @contextmanager
     def list_archive(self, binaries: Binaries) -> Iterator["Child"]:
         """``pg_restore --list`` of an archive written to ``child.stdin``; it reads no further than the contents."""
-        with self._start([binaries.path("pg_restore"), "--list"], stdin=subprocess.PIPE) as child:
+        with self._start([binaries.path("pg_restore"), "--list"], reads_input=True) as child:
             yield child
 
     @contextmanager
     def decode(self, binaries: Binaries) -> Iterator["Child"]:
         """Every data block of an archive written to ``child.stdin``, as SQL on ``child.stdout``; no server needed."""
         arguments: list[str | Path] = [binaries.path("pg_restore"), "--data-only", "--file=-"]
-        with self._start(arguments, stdin=subprocess.PIPE) as child:
+        with self._start(arguments, reads_input=True) as child:
             yield child
 
     @contextmanager
@@ -124,9 +120,12 @@ class Tools:
         arguments += [f"--dbname={server.public_conninfo(database)}", *flags]
         inherited = () if archive is None else (archive.fileno(),)
         arguments += [f"--jobs={jobs}", *(f"/proc/self/fd/{descriptor}" for descriptor in inherited)]
-        stdin = subprocess.DEVNULL if inherited else subprocess.PIPE
         with self._start(
-            arguments, password=server.password, stdin=stdin, stdout=subprocess.DEVNULL, inherited=inherited
+            arguments,
+            password=server.password,
+            reads_input=not inherited,
+            writes_output=False,
+            inherited=inherited,
         ) as child:
             yield child
 
@@ -155,33 +154,18 @@ class Tools:
         arguments: Sequence[str | Path],
         *,
         password: str | None = None,
-        stdin: int,
-        stdout: int = subprocess.PIPE,
+        reads_input: bool = False,
+        writes_output: bool = True,
         inherited: tuple[int, ...] = (),
     ) -> Iterator["Child"]:
-        environment = dict(self._environment)
-        own: tuple[int, ...] = ()
-        if password:
-            own = (_password_file(password),)
-            environment["PGPASSFILE"] = f"/proc/self/fd/{own[0]}"
-        try:
-            process = subprocess.Popen(
-                arguments,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                env=environment,
-                pass_fds=own + inherited,
-                process_group=0,
-                preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509
-            )
-        except OSError as error:
-            raise ConfigurationError(f"{arguments[0]} cannot be run: {error.strerror}.", hint=INSTALL_HINT) from error
-        finally:
-            for descriptor in own:
-                os.close(descriptor)
-        child = Child(Path(arguments[0]).name, process)
+        program = self._place.start(
+            arguments,
+            password=password,
+            reads_input=reads_input,
+            writes_output=writes_output,
+            inherited=inherited,
+        )
+        child = Child(Path(arguments[0]).name, program)
         try:
             yield child
         finally:
@@ -191,67 +175,37 @@ class Tools:
 class Child:
     """A running program. Whoever leaves its context early ends it."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, name: str, program: Program) -> None:
         self.name = name
-        self.process = process
+        self._program = program
+        self._code = 0
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self.warnings: list[str] = []
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                _widen(pipe)
         self._reader = threading.Thread(target=self._read_stderr, daemon=True)
         self._reader.start()
 
-    @property
-    def stdin(self) -> IO[bytes]:
-        return _present(self.process.stdin)
-
-    @property
-    def stdout(self) -> IO[bytes]:
-        return _present(self.process.stdout)
-
     def chunks(self) -> Iterator[bytes]:
-        """What the program writes, in pieces of up to 1 MiB, until it closes its output."""
-        while chunk := os.read(self.stdout.fileno(), PIPE_BYTES):
-            yield chunk
+        """What the program writes, in pieces, until it closes its output."""
+        return self._program.chunks()
 
     def write(self, data: bytes) -> None:
         """All of ``data`` into its input. Raises BrokenPipeError when it has closed that."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self.stdin.fileno(), view) :]
+        self._program.write(data)
 
     def close_stdin(self) -> None:
         """Tell it that its input is at an end."""
-        with suppress(BrokenPipeError):
-            self.stdin.close()
+        self._program.close_stdin()
 
     def finish(self) -> int:
         """Wait for its end and return its exit code. Its input must be at an end."""
-        code = self.process.wait()
+        self._code = self._program.wait()
         self._reader.join()
-        return code
+        return self._code
 
     def end(self) -> None:
-        """Make sure it and all it has started are gone: SIGTERM, so that it can cancel its query, then SIGKILL."""
-        if self.process.poll() is None:
-            self._signal_group(signal.SIGTERM)
-            try:
-                self.process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                self._signal_group(signal.SIGKILL)
-                self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
+        """Make sure it and all it has started are gone."""
+        self._program.end()
         self._reader.join(timeout=5)
-        _present(self.process.stderr).close()
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        """To the whole group: on PATH may be a script that runs the program, and pg_restore has its workers."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
 
     def said(self, words: str) -> bool:
         """Whether the program, which has ended, wrote these words to its stderr."""
@@ -259,14 +213,14 @@ class Child:
 
     def failure(self, error: type[OpsctlError], doing: str) -> OpsctlError:
         """The program's bad ending as an error, with its own last words."""
-        code = self.process.returncode
+        code = self._code
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         words = [line for line in self._stderr if "error:" in line or "FATAL" in line] or list(self._stderr)[-1:]
         said = f": {words[0].partition('error: ')[2] or words[0]}" if words else ""
         return error(f"{self.name} {how} {doing}{said}", hint=_hint(" ".join(self._stderr)))
 
     def _read_stderr(self) -> None:
-        for raw in _present(self.process.stderr):
+        for raw in self._program.stderr_lines():
             line = raw.decode("utf-8", "replace").rstrip()
             self._stderr.append(line)
             if "warning:" in line and len(self.warnings) < STDERR_LINES:
@@ -308,26 +262,6 @@ class ContentsReader:
         if self._child.finish() != 0:
             raise self._child.failure(DumpFailed, "while reading the archive's contents")
         return listing
-
-
-def _password_file(password: str) -> int:
-    """A .pgpass for any host, in memory: the descriptor of a file nobody else can open."""
-    descriptor = os.memfd_create("pgpass", 0)
-    os.fchmod(descriptor, 0o600)
-    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
-    os.write(descriptor, f"*:*:*:*:{escaped}\n".encode())
-    return descriptor
-
-
-def _widen(pipe: IO[bytes]) -> None:
-    with suppress(OSError, AttributeError):  # another system, or the user's pipe budget is spent: smaller pipes do
-        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-
-def _present(pipe: Any) -> IO[bytes]:
-    if pipe is None:
-        raise TypeError("this program was started without that pipe")
-    return pipe  # type: ignore[no-any-return]
 
 
 def _there_are(program: str, found: Sequence[Binaries]) -> str:

@@ -1,9 +1,12 @@
 """Services from Debian's packages: run by hand, on 127.0.0.1 or a socket, and gone with the test."""
 
+import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,3 +23,20 @@ def need(pytestconfig: pytest.Config) -> Callable[[str], Path]:
         return pytest.fail(text) if pytestconfig.getoption("--require-services") else pytest.skip(text)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def engine(pytestconfig: pytest.Config) -> Iterator[Any]:
+    """A Docker engine of the tests' own, see engine.py. Its tests are one xdist group: one engine serves them all."""
+    spec = importlib.util.spec_from_file_location("engine", Path(__file__).with_name("engine.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["engine"] = module
+    spec.loader.exec_module(module)
+    missing = module.missing()
+    if missing is not None:
+        text = f"no Docker engine: {missing}"
+        pytest.fail(text) if pytestconfig.getoption("--require-services") else pytest.skip(text)
+    with module.running() as running:
+        yield running
