@@ -26,7 +26,10 @@ def check_connect(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
     """Name, address, login, first answer: the first rung that breaks is the finding."""
     from opsctl.postgres import session  # noqa: F401  # what is loaded first is not the server's delay
 
-    server = scope.server(target)
+    try:
+        server = scope.server(target)
+    except DatabaseUnreachable as error:  # the container it is in does not run, or Docker does not answer
+        return Finding("crit", error.message, code=error.reason, remedy=Remedy(error.hint or "Start its container."))
     started = time.monotonic()
     try:
         connection = scope.session(target)

@@ -160,7 +160,9 @@ class Session:
             container = self._service_of(database)
             found = self.runtime.address(container, self.config.database_port(database))
         except (ServiceFailed, ServicesUnreachable) as error:
-            raise DatabaseUnreachable(f"{database!r} cannot be reached: {error.message}", hint=error.hint) from error
+            raise DatabaseUnreachable(
+                f"{database!r} cannot be reached: {error.message}", hint=error.hint, reason="container"
+            ) from error
         return found.host, found.port
 
     def _service_of(self, database: str) -> "Service":

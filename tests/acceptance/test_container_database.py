@@ -148,7 +148,7 @@ def test_several_sessions_need_a_file_of_this_host(opsctl):
 def dumping(opsctl, saasdb):
     """A backup that is in the middle of its dump: compressing takes its time."""
     saasdb.execute("create table big as select g, md5(g::text) || md5((-g)::text) t from generate_series(1, 600000) g")
-    opsctl.configure(compression_level=19, compression_threads=1)
+    opsctl.configure(compression_level=12, compression_threads=1)
     process = opsctl.program.start("backup", "--json", env=opsctl.env)
     wait_for(lambda: [line for line in saasdb.processes() if "--snapshot" in line], "pg_dump runs in the container")
     yield process
@@ -181,12 +181,18 @@ def test_a_container_that_stops_during_a_dump(opsctl, saasdb):
         assert process.returncode in {1, 12}, stdout
         assert [path.name for path in (opsctl.program.work / "backups/saasdb").iterdir()] == []
         stopped = opsctl("backup")
+        examined = opsctl("doctor", "db")
     finally:
         saasdb.engine("start", "shop_db_1")
         wait_for(saasdb.answers, "PostgreSQL answers")
 
     assert stopped.returncode == 12
     assert "shop_db_1 does not run (exited with exit code" in stopped.json["error"]["message"]
+    assert examined.returncode == 2
+    assert examined.json["result"]["verdict"]["cause"] == "db.connect"
+    assert "opsctl restart db" in next(
+        each["remedy"]["text"] for each in examined.json["result"]["checks"] if each["id"] == "db.connect"
+    )
 
 
 def test_no_container_and_no_engine_are_an_unreachable_database(opsctl, saasdb):

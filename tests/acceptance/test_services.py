@@ -1,5 +1,6 @@
 """Services on a real Docker engine: what is seen of them, their logs, and what a restart does."""
 
+import functools
 import json
 import os
 import signal
@@ -130,7 +131,10 @@ def test_a_long_line_is_one_line(opsctl, engine):
 
 @contextmanager
 def following(opsctl, engine, *arguments):
-    process = opsctl.program.start("logs", *arguments, "-f", "--json", env={"DOCKER_HOST": engine.host})
+    heeded = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore it
+    process = opsctl.program.start(
+        "logs", *arguments, "-f", "--json", env={"DOCKER_HOST": engine.host}, preexec_fn=heeded
+    )
     os.set_blocking(process.stdout.fileno(), False)
     seen = []
 
