@@ -56,21 +56,12 @@ def services(session: "Session") -> Outcome:
     table = plain_table()
     for heading in ("Service", "State", "Health", "Since", "Restarts", "Image", "Note"):
         table.add_column(heading)
-    for name, service in _all(session):
+    for name, service in session.services.all():
         row = _missing(name) if service is None else _described(service, _drift(session, service))
         rows.append(row)
         table.add_row(*_cells(row, session.clock()))
     nothing = [] if rows else ["There are no services: none is configured, and no compose project has a container."]
     return Outcome({"services": rows}, [table] if rows else nothing, fields={"services": len(rows)})
-
-
-def _all(session: "Session") -> "list[tuple[str, Service | None]]":
-    if not session.config.services:
-        return [(service.name, service) for service in session.runtime.list_services()]
-    found: list[tuple[str, Service | None]] = []
-    for name in session.config.services:
-        found += [(name, service) for service in session.runtime.find(session.selector(name))] or [(name, None)]
-    return found
 
 
 def _drift(session: "Session", service: "Service") -> "Drift":
@@ -159,7 +150,7 @@ def logs(
         session.stream_lines()
     pattern = _pattern(grep)
     start = _since(since, session.clock()) if since else None
-    found = [service for name in dict.fromkeys(names) for service in session.service(name)]
+    found = [service for name in dict.fromkeys(names) for service in session.services.named(name)]
     past = list(read_lines(session.runtime, found, tail=lines, since=start, pattern=pattern))
     shown = _Shown(found)
     if follow:
@@ -188,7 +179,7 @@ def _follow(
         after.update({service.id: line.stamp for service in found if service.container == line.container})
     count = len(past)
     try:
-        for line in Follower(session.runtime, session.service_now, found, after):
+        for line in Follower(session.runtime, session.services.now, found, after):
             if pattern is None or pattern.search(line.text):
                 session.output.line(_line_result(line), shown.text(line))
                 count += 1
@@ -263,7 +254,7 @@ def restart(session: "Session", name: ServiceName, recreate: RecreateOption = Fa
     from opsctl.services.capture import take_capture
     from opsctl.services.restart import restart as restart_service
 
-    found = session.service(name)
+    found = session.services.named(name)
     settings = session.config.service(name)
     budget, key = _budget(session, name), _budget_key(found[0])
     budget.check(key, session.clock())
@@ -290,7 +281,7 @@ def restart(session: "Session", name: ServiceName, recreate: RecreateOption = Fa
     restarted = restart_service(
         found,
         act=act,
-        look=lambda: session.service_now(name),
+        look=lambda: session.services.now(name),
         stable_seconds=settings.stable_seconds,
         ready_timeout_seconds=settings.ready_timeout_seconds,
     )

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from opsctl.repository import Repository
     from opsctl.restore import SwapSettings
     from opsctl.retention import Policy
-    from opsctl.services import Selector, Service, ServiceRuntime
+    from opsctl.services import Service, ServiceRuntime
+    from opsctl.services.names import Services
     from opsctl.settings import RepositorySettings
     from opsctl.signing import SigningKey
 
@@ -167,7 +168,7 @@ class Session:
 
     def _service_of(self, database: str) -> "Service":
         """The container a database is in: one that runs, if there are several."""
-        found = self.service(self.config.database(database).service or database)
+        found = self.services.named(self.config.database(database).service or database)
         return next((each for each in found if each.state.is_running), found[0])
 
     def server_at(self, url: str) -> "Server":
@@ -299,46 +300,12 @@ class Session:
 
         return Docker(self.config.variables)
 
-    def selector(self, name: str) -> "Selector":
-        """What a service's name means: as configured, else ``project/service``, else a compose service."""
-        from opsctl.services import Selector
+    @cached_property
+    def services(self) -> "Services":
+        """The services by their names; what is secret in their containers is known from then on."""
+        from opsctl.services.names import Services
 
-        if name in self.config.services:
-            settings = self.config.services[name]
-            return Selector(name, settings.compose_project, settings.compose_service, settings.container)
-        project, separator, service = name.rpartition("/")
-        return Selector(name, project, service) if separator else Selector(name)
-
-    def service(self, name: str) -> "list[Service]":
-        """The containers of a service: a configured one, a compose service, or one container. Raises ServiceFailed."""
-        from opsctl.services.capture import secrets_of
-
-        found = self.service_now(name)
-        if not found:
-            raise self._no_service(name)
-        for each in found:
-            self.redactor.add(secrets_of(self.runtime.describe(each)))
-        return found
-
-    def _no_service(self, name: str) -> OpsctlError:
-        from opsctl.settings import nearest
-
-        if name in self.config.services:
-            return ServiceFailed(
-                f"There is no container of the service {name}.",
-                hint="`docker compose up -d` makes it; else correct its section in opsctl.toml.",
-            )
-        known = [*self.config.services, *(service.name for service in self.runtime.list_services())]
-        hint = nearest(name, known) or f"There are: {', '.join(dict.fromkeys(known)) or 'none'}."
-        return ConfigurationError(f"There is no service {name!r}.", hint=hint)
-
-    def service_now(self, name: str) -> "list[Service]":
-        """The containers of a service at this moment; none if there are none."""
-        from opsctl.services import Selector
-
-        found = self.runtime.find(self.selector(name))
-        is_named = name in self.config.services
-        return list(found or ([] if is_named else self.runtime.find(Selector(name, container=name))))
+        return Services(self.runtime, self.config.services, learn_secrets=self.redactor.add)
 
     def stream_lines(self) -> None:
         """From here on the result is printed line by line; with ``--json`` as JSON lines."""

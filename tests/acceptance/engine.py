@@ -130,6 +130,7 @@ def running() -> Iterator[Engine]:
         containers = engine("ps", "--all", "--quiet", check=False).split()
         if containers:
             engine.remove(*containers)
+        engine("network", "prune", "--force", check=False)  # else their bridges stay on this host
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=20)
