@@ -15,8 +15,8 @@ from opsctl import errors
 from opsctl.checks import ALL_CHECKS
 from opsctl.checks.check import Check
 from opsctl.cli.app import COMMANDS, app
+from opsctl.cli.boundary import COMMON
 from opsctl.cli.explain import limit_as_text
-from opsctl.cli.session import COMMON
 from opsctl.errors import OpsctlError
 
 DOCS = Path(__file__).parent

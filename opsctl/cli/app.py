@@ -6,7 +6,8 @@ import typer
 
 from opsctl import __version__
 from opsctl.cli import backup, catalog, demo, doctor, explain, keygen, prune, restore, services, verify
-from opsctl.cli.session import Body, Options, Session, command, run_command
+from opsctl.cli.boundary import Body, command, run_command
+from opsctl.cli.session import Options, Session
 from opsctl.errors import ExitCode, UsageError
 
 BACKUPS = "Backups"

@@ -1,26 +1,18 @@
-"""One run of a command: what it is given, and the one place where every error ends."""
+"""What a command works with: everything a run may need, opened when it is first asked for."""
 
-import inspect
 import secrets
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from opsctl.errors import (
     ConfigurationError,
     DatabaseUnreachable,
-    DoctorExit,
-    ExitCode,
-    Interrupted,
     OpsctlError,
     Refused,
     ServiceFailed,
@@ -29,7 +21,7 @@ from opsctl.errors import (
 )
 
 if TYPE_CHECKING:
-    from opsctl.cli.output import Outcome, Output
+    from opsctl.cli.output import Output
     from opsctl.config import Config
     from opsctl.encryption import Identities, Recipients
     from opsctl.keys import Keys
@@ -42,27 +34,6 @@ if TYPE_CHECKING:
     from opsctl.services.names import Services
     from opsctl.settings import RepositorySettings
     from opsctl.signing import SigningKey
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="The configuration file.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
-
-COMMON = {
-    "config": (ConfigOption, None),
-    "json": (JsonOption, False),
-    "quiet": (QuietOption, False),
-    "debug": (DebugOption, False),
-}
-"""The options every command takes, with their defaults."""
-
-NOT_REPORTED = frozenset({ExitCode.USAGE, ExitCode.REFUSED, ExitCode.INTERRUPTED})
-"""What is no failure of a backup or a server, hence no business of Sentry."""
-
-PLUGINS = frozenset({"doctor"})
-"""Commands a monitoring system runs: their exit code is a verdict, and whatever they could not do is "unknown"."""
-
-RUN_AGAIN = "What was begun is cleaned up; run it again."
 
 
 @dataclass(frozen=True)
@@ -343,188 +314,6 @@ class Session:
         from opsctl.telemetry.logs import get_logger
 
         return get_logger()
-
-
-Body = Callable[..., "Outcome"]
-
-
-def command(name: str, body: Body) -> Callable[..., None]:
-    """``body(session, …) -> Outcome`` as a function for Typer, with the common options, inside the error boundary."""
-    signature = inspect.signature(body)
-    own = list(signature.parameters.values())[1:]
-    common = [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for key, (annotation, default) in COMMON.items()
-    ]
-    keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-
-    def run(**arguments: Any) -> None:
-        options = Options(**{key: arguments.pop(key) for key in COMMON})
-        raise typer.Exit(run_command(name, body, options, arguments))
-
-    run.__doc__ = body.__doc__
-    run.__name__ = body.__name__
-    run.__signature__ = signature.replace(parameters=[*keyword_only, *common], return_annotation=None)  # type: ignore[attr-defined]
-    return run
-
-
-def run_command(name: str, body: Body, options: Options, arguments: dict[str, Any]) -> int:
-    """Run one command to its end: every error becomes a message, a hint and the documented exit code."""
-    from opsctl.cli.output import Outcome
-
-    session = Session(name, options)
-    session.configure_logs()
-    _handle_signals()
-    try:
-        outcome = body(session, **arguments)
-    except OpsctlError as error:
-        outcome = Outcome(None, error=error)
-    except KeyboardInterrupt as error:
-        outcome = Outcome(None, error=_interrupted(error))
-    except BrokenPipeError:
-        return _closed_pipe()
-    except Exception as error:  # noqa: BLE001 - the boundary: whatever is left is a bug of ours
-        outcome = Outcome(None, error=_bug(session, error))
-    return _finish(session, outcome)
-
-
-def _finish(session: Session, outcome: "Outcome") -> int:
-    from opsctl.cli.output import Run
-
-    with suppress(KeyboardInterrupt):
-        _report(session, outcome)
-    _as_plugin(session, outcome)
-    run = Run(session.command, session.run_id, session.started_at, session.clock())
-    seconds = (run.finished_at - run.started_at).total_seconds()
-    try:
-        session.output.stop_progress()
-        session.output.finish(run, outcome)
-        sys.stdout.flush()
-        _log_end(session, outcome, seconds)
-    except (BrokenPipeError, SystemExit):  # the latter is Rich's word for it
-        return _closed_pipe()
-    except OSError as error:  # a full disk
-        _closed_pipe()
-        unsaid = OpsctlError(
-            f"The result could not be printed: {error.strerror}.",
-            hint="The work itself was done; only its output is lost.",
-        )
-        outcome = replace(outcome, error=outcome.error or unsaid)
-        _as_plugin(session, outcome)
-        with suppress(OSError):
-            _log_end(session, outcome, seconds)
-    return int(outcome.code)
-
-
-def _as_plugin(session: Session, outcome: "Outcome") -> None:
-    """A plugin's own failures end with UNKNOWN: any other code would be a verdict about what it checks."""
-    error = outcome.error
-    if session.command in PLUGINS and error is not None and not isinstance(error, Interrupted):
-        error.exit_code = DoctorExit.UNKNOWN
-
-
-def _log_end(session: Session, outcome: "Outcome", seconds: float) -> None:
-    """The run's one canonical line."""
-    fields = {"exit_code": int(outcome.code), "duration_seconds": round(seconds, 3), **outcome.fields}
-    log = session.log()
-    if outcome.error is not None:
-        if session.options.debug or not sys.stderr.isatty():  # on a terminal the error itself is shown
-            log.error(
-                "run.failed",
-                code=outcome.error.code,
-                message=outcome.error.message,
-                hint=outcome.error.hint,
-                exc_info=outcome.error if session.options.debug else None,
-                **fields,
-            )
-    elif outcome.done:
-        log.info("run.finished", **fields)
-    else:
-        log.warning("run.finished", **fields)
-
-
-def _report(session: Session, outcome: "Outcome") -> None:
-    """Tell Sentry of a failure, if it is configured."""
-    error = outcome.error
-    if error is None or error.exit_code in NOT_REPORTED:
-        return
-    try:
-        dsn = session.config.sentry_dsn
-        environment = session.config.sentry_environment
-    except OpsctlError:
-        from opsctl.config import environment_dsn
-
-        dsn, environment = environment_dsn(), None  # the configuration itself is what failed
-    if not dsn:
-        return
-    from opsctl.telemetry.sentry import report_failure
-
-    database = str(outcome.fields.get("database", ""))
-    sent = report_failure(
-        error.__cause__ if error.code == "bug" and error.__cause__ else error,
-        dsn=dsn,
-        environment=environment,
-        redactor=session.redactor,
-        tags={"command": session.command, "run_id": session.run_id, "code": error.code, "database": database},
-        fingerprint=["opsctl", session.command, error.code, database],
-    )
-    if not sent:
-        session.log().debug("sentry.unsent")
-
-
-def _bug(session: Session, error: Exception) -> OpsctlError:
-    bug = OpsctlError(
-        f"This is a bug in opsctl: {type(error).__name__}: {error}",
-        hint="Run it again with --debug and report what it prints.",
-    )
-    bug.exit_code, bug.code = ExitCode.BUG, "bug"
-    bug.__cause__ = error
-    if session.options.debug or not sys.stderr.isatty():
-        session.log().error("run.bug", exc_info=error)
-    return bug
-
-
-def _closed_pipe() -> int:
-    """Whoever read our output has left (``opsctl list | head``): end without a word, as other programs do."""
-    import os
-
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
-
-
-class _Ended(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came. As with Ctrl-C, no ``except Exception`` stops it and psycopg cancels its query."""
-
-
-def _interrupted(error: KeyboardInterrupt) -> Interrupted:
-    if isinstance(error, _Ended):
-        return Interrupted(f"Ended by {error}.", exit_code=ExitCode.TERMINATED, hint=RUN_AGAIN)
-    return Interrupted("Interrupted.", exit_code=ExitCode.INTERRUPTED, hint=RUN_AGAIN)
-
-
-def _handle_signals() -> None:
-    """SIGTERM, and SIGHUP of a connection that drops, end the run in order: what was begun is cleaned up."""
-    ended: list[int] = []
-
-    def end(number: int, _frame: object) -> None:
-        if not ended:  # else the cleaning up has begun, and a second one does not stop it
-            ended.append(number)
-            raise _Ended(signal.Signals(number).name)
-
-    def dropped(unraisable: Any) -> None:
-        """Python drops what is raised right after a fork or in a finalizer: the signal comes again in a moment."""
-        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
-            sys.__unraisablehook__(unraisable)
-            return
-        number = ended.pop() if ended else signal.SIGINT
-        signal.signal(signal.SIGALRM, lambda _number, _frame: signal.raise_signal(number))
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-
-    sys.unraisablehook = dropped
-    signal.signal(signal.SIGTERM, end)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup keeps its meaning
-        signal.signal(signal.SIGHUP, end)
 
 
 def parse_time(text: str) -> datetime:
