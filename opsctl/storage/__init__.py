@@ -130,6 +130,9 @@ class Storage(Protocol):
     def free_bytes(self) -> int | None:
         """The room left, where there is such a thing."""
 
+    def try_write(self) -> None:
+        """Write a few bytes and take them back: nobody can see them, no version and no lock of them stays."""
+
     def now(self) -> datetime | None:
         """The clock of the service, where it has one of its own; to the second."""
 

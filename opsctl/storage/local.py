@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from opsctl.errors import RemovalRefused, RepositoryUnreachable
 from opsctl.storage import Entry
 
 PARTIAL = ".partial"
+PROBE = bytes(4096)
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -158,6 +160,19 @@ class LocalStorage:
         """Room for this user on the file system."""
         folder = next((each for each in (self.root, *self.root.parents) if each.exists()), None)
         return shutil.disk_usage(folder).free if folder else None
+
+    def try_write(self) -> None:
+        """Write a file that goes at once; where the repository does not exist yet, see whether it could be made."""
+        with self._mapped("write"):
+            if self.root.is_dir():
+                with tempfile.TemporaryFile(dir=self.root, prefix=".opsctl-") as file:
+                    file.write(PROBE)
+                    file.flush()
+                    os.fsync(file.fileno())
+                return
+            above = next(each for each in self.root.parents if each.exists())
+            if not os.access(above, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     @contextmanager
     def _mapped(self, doing: str) -> Iterator[None]:

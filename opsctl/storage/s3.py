@@ -7,6 +7,7 @@ A multipart upload that is under way is listed as the file it will be, with the 
 so an interrupted one is seen, and one that still grows is known to be alive.
 """
 
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -319,6 +320,15 @@ class S3Storage:
                 f"{self.address} has {found} of the {size} bytes written to {key}.",
                 hint="The service lost a part of it, or a rule of the bucket aborted the upload.",
             )
+
+    def try_write(self) -> None:
+        """Begin an upload, send a part, abort: an object would leave a version behind, and a bucket's lock on it."""
+        key = f".opsctl-probe-{secrets.token_hex(8)}"
+        upload = self.start_upload(key)
+        try:
+            self.put_part(key, upload, 1, b"opsctl")
+        finally:
+            self.abort(self.full_key(key), upload)
 
     def abort(self, full_key: str, upload: str) -> None:
         with suppress(FileNotFoundError), self.mapped("delete", full_key):

@@ -7,6 +7,9 @@ from hashlib import sha256
 
 import pytest
 
+from opsctl.errors import RepositoryUnreachable
+from opsctl.storage.local import LocalStorage
+
 MIB = 1 << 20
 EPOCH = datetime.fromtimestamp(0, UTC)
 SOON = timedelta(minutes=10)
@@ -396,6 +399,21 @@ def test_what_is_removed_is_not_hidden_but_gone(place, storage):
     assert list(storage.hidden()) == list(storage.hidden("shop")) == []
     if place.service is not None and place.service.name != "rclone":
         assert place.service.versions(place.bucket) == []
+
+
+def test_trying_to_write_leaves_nothing(place):
+    """Not a file, not a version, not an upload that was begun; and the repository is not made by it."""
+    storage = place.open()
+    storage.try_write()
+    assert storage.folders() == list(storage.entries()) == list(storage.hidden()) == []
+    if place.service is None:
+        assert not storage.root.exists()
+        storage.prepare()
+        storage.try_write()
+        assert list(storage.root.iterdir()) == []
+        (storage.root / "file").write_bytes(b"")
+        with pytest.raises(RepositoryUnreachable):
+            LocalStorage(storage.root / "file" / "below").try_write()
 
 
 def test_the_clock_of_the_service(place, storage):
