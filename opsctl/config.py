@@ -10,7 +10,7 @@ import pwd
 import shlex
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -23,6 +23,7 @@ from opsctl.errors import ConfigurationError
 from opsctl.settings import (
     DatabaseSettings,
     FileSettings,
+    HttpSettings,
     RepositorySettings,
     ServiceSettings,
     explained,
@@ -60,23 +61,30 @@ class Config:
         *,
         folder: Path,
         source: str,
+        env_files: Sequence[Path] = (),
     ) -> None:
         self.source = source
         self.folder = folder
+        self.env_files = env_files
         self.environment = environment
         self.variables = variables
         self.databases = dict(file.databases) or self._database_from_environment()
         self.repositories = dict(file.repositories) or {"local": RepositorySettings(url=DEFAULT_REPOSITORY)}
         self.services = dict(file.services)
+        self.schedule = file.schedule
         self.doctor = file.doctor
         self.encryption = file.encryption
         self.signing = file.signing
+        self.http = {**_endpoints_of(file.services), **file.http}
+        self.tls = dict(file.tls)
+        self.checks = file.checks
         self.sentry = file.sentry
         self._state_path = file.state.path
         self._passwords: dict[str, str | None] = {}
         self._keys: dict[str, str] = {}
         for name, database in self.databases.items():
             self._check_repositories(name, database)
+        self._check_endpoints(file)
 
     def _database_from_environment(self) -> dict[str, DatabaseSettings]:
         url = self.environment.database_url
@@ -95,6 +103,16 @@ class Config:
                 raise ConfigurationError(
                     f"{self.source}: databases.{name}.repositories names {repository!r}, which is not configured.",
                     hint=nearest(repository, self.repositories) or f"Add [repositories.{repository}].",
+                )
+
+    def _check_endpoints(self, file: FileSettings) -> None:
+        """No two of what http.answer and tls.certificate look at have the same name."""
+        of_services = _endpoints_of(file.services)
+        for name in (*file.http, *file.tls):
+            if name in of_services or (name in file.http and name in file.tls):
+                raise ConfigurationError(
+                    f"{self.source}: http and tls: two addresses have the name {name!r}.",
+                    hint="[http.NAME], [tls.NAME] and [services.NAME.http] need names of their own.",
                 )
 
     def database(self, name: str) -> DatabaseSettings:
@@ -253,6 +271,13 @@ class Config:
         kept.pop("PGPASSWORD", None)  # handed over through a file that only the child can open
         return {**kept, "LC_MESSAGES": "C"}
 
+    @property
+    def file_holds_secrets(self) -> bool:
+        """Whether a secret stands in opsctl.toml itself."""
+        given = (url for each in self.databases.values() for url in (each.url, each.direct_url, *each.replica_urls))
+        in_urls = any(True for url in given if url for _ in url_secrets(url.get_secret_value()))
+        return in_urls or self.sentry.dsn is not None or any(each.headers for each in self.http.values())
+
     def secrets(self) -> Iterator[str]:
         """Every secret known so far, for the redactor; passwords as written and percent-decoded."""
         urls = []
@@ -266,8 +291,14 @@ class Config:
         yield from (password for password in self._passwords.values() if password)
         for text in (*self._keys.values(), self.variables.get(self.encryption.identity_env or "", "")):
             yield from key_secrets(text)
+        for endpoint in self.http.values():
+            yield from (value.get_secret_value() for value in endpoint.headers.values())
         for name in ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
             yield self.variables.get(name, "")
+
+
+def _endpoints_of(services: Mapping[str, ServiceSettings]) -> dict[str, HttpSettings]:
+    return {name: each.http for name, each in services.items() if each.http is not None}
 
 
 def url_secrets(url: str) -> Iterator[str]:
@@ -328,7 +359,7 @@ def load_config(explicit: Path | None = None, *, working_folder: Path | None = N
         if name.startswith(("PG", "AWS_")):
             os.environ.setdefault(name, value)  # libpq and boto3 read these for themselves
     settings = validated(FileSettings, _read_toml(path), where=source) if path else FileSettings()
-    return Config(settings, environment, variables, folder=folder, source=source)
+    return Config(settings, environment, variables, folder=folder, source=source, env_files=env_files)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -360,15 +391,19 @@ def _find(explicit: Path | None, here: Path) -> Path | None:
 
 def _variables(env_files: list[Path]) -> dict[str, str]:
     """Every variable there is, for ``url_env``, ``dsn_env`` and the child processes."""
-    from dotenv import dotenv_values  # comes with pydantic-settings
-
     merged: dict[str, str] = {}
     for path in env_files:
-        if not path.is_file():
-            continue
-        try:
-            values = dotenv_values(path, interpolate=False)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path} cannot be read.", hint=str(error)) from error
-        merged |= {key: value for key, value in values.items() if value is not None}
+        if path.is_file():
+            merged |= read_env_file(path)
     return merged | dict(os.environ)
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """The variables of a ``.env`` file. Raises ConfigurationError."""
+    from dotenv import dotenv_values  # comes with pydantic-settings
+
+    try:
+        values = dotenv_values(path, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read.", hint=str(error)) from error
+    return {key: value for key, value in values.items() if value is not None}

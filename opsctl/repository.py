@@ -7,7 +7,7 @@ catalog.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -359,20 +359,27 @@ def read_all(repositories: Iterable[Repository], databases: Sequence[str] = ()) 
 
     One that does not answer is named in ``unreachable``; raises RepositoryUnreachable when none is left.
     """
-    whole = Catalog()
-    copies: dict[str, list[StoredBackup]] = {}
+    catalogs: dict[str, Catalog] = {}
+    unreachable: dict[str, RepositoryUnreachable] = {}
     asked = list(repositories)
     for repository in asked:
         try:
-            catalog = repository.catalog(databases)
+            catalogs[repository.name] = repository.catalog(databases)
         except RepositoryUnreachable as error:
-            whole.unreachable[repository.name] = error
-            continue
+            unreachable[repository.name] = error
+    if asked and len(unreachable) == len(asked):
+        raise next(iter(unreachable.values()))
+    return merged(catalogs, unreachable)
+
+
+def merged(catalogs: Mapping[str, Catalog], unreachable: dict[str, RepositoryUnreachable]) -> Catalog:
+    """One catalog out of several, each backup once with all its copies."""
+    whole = Catalog(unreachable=unreachable)
+    copies: dict[str, list[StoredBackup]] = {}
+    for catalog in catalogs.values():
         whole.incomplete += catalog.incomplete
         for backup in catalog.backups:
             copies.setdefault(backup.id, []).extend(backup.copies)
-    if asked and len(whole.unreachable) == len(asked):
-        raise next(iter(whole.unreachable.values()))
     whole.backups = [Backup(tuple(each)) for each in copies.values()]
     whole.backups.sort(key=lambda backup: (backup.created_at, backup.id), reverse=True)
     return whole

@@ -1,8 +1,11 @@
 """What may stand in opsctl.toml: a model per section, and the one line that says what is wrong with one."""
 
 import difflib
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,6 +21,7 @@ from pydantic import (  # noqa: TID253
 )
 
 from opsctl.errors import ConfigurationError
+from opsctl.schedule import Schedule, time_zone
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -52,8 +56,43 @@ def _each_unit_once(duration: str) -> str:
     return duration
 
 
+def _cron(expression: str) -> str:
+    return Schedule(expression).expression
+
+
+def _time_zone(name: str) -> str:
+    time_zone(name)
+    return name
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"is no regular expression ({error})") from None
+    return text
+
+
+def _command_line(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = []
+    if not words:
+        raise ValueError("is no command line")
+    return text
+
+
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 Count = Annotated[int, Field(ge=0)]
+Cron = Annotated[str, AfterValidator(_cron)]
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
+CommandLine = Annotated[str, AfterValidator(_command_line)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/@?#\s]+([/?][^\s#]*)?$")]
+Seconds = Annotated[float, Field(gt=0, le=8)]
+"""How long a check may take: less than a whole run of doctor has."""
+
 Duration = Annotated[str, Field(pattern=r"^([0-9]{1,5}[ymwdh])+$"), AfterValidator(_each_unit_once)]
 
 
@@ -157,9 +196,14 @@ class SigningSettings(Settings):
 
 
 class HttpSettings(Settings):
-    """``[services.<name>.http]``: where the service answers, for the checks."""
+    """``[http.<name>]``, ``[services.<name>.http]``: an address that should answer, for the checks."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^/@?#]+(/.*)?$")] | None = None
+    url: HttpUrl
+    status: Annotated[int, Field(ge=100, le=599)] = 200
+    body: Pattern | None = None
+    headers: dict[str, SecretStr] = {}
+    ca_bundle: Path | None = None
+    timeout_seconds: Seconds = 5
 
 
 class ServiceSettings(Settings):
@@ -174,7 +218,7 @@ class ServiceSettings(Settings):
     stable_seconds: Annotated[float, Field(gt=0)] = 5
     restart_budget: Annotated[int, Field(ge=1)] = 3
     restart_budget_minutes: Annotated[float, Field(gt=0)] = 30
-    http: HttpSettings = HttpSettings()
+    http: HttpSettings | None = None
 
     @model_validator(mode="after")
     def _one_way_to_find_it(self) -> "ServiceSettings":
@@ -212,15 +256,72 @@ class DoctorSettings(Settings):
     thresholds: dict[str, ThresholdSettings] = {}
 
 
+class ScheduleSettings(Settings):
+    """``[schedule]``: what should run when, as five cron fields; doctor compares it with what did."""
+
+    timezone: TimeZone = "UTC"
+    backup: Cron | None = None
+    drill: Cron | None = None
+    doctor: Cron | None = None
+
+
+class TlsSettings(Settings):
+    """``[tls.<name>]``: a server whose certificate should be good, for the checks."""
+
+    address: Annotated[str, Field(pattern=r"^([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$")]
+    server_name: str | None = None
+    ca_bundle: Path | None = None
+    timeout_seconds: Seconds = 5
+
+
+class OwnCheckSettings(Settings):
+    """``[[checks]]``: a check of the user's own."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    kind: Literal["sql", "http", "command", "file"]
+    title: str | None = None
+    sql: str | None = None
+    database: str | None = None
+    url: HttpUrl | None = None
+    status: Annotated[int, Field(ge=100, le=599)] = 200
+    command: CommandLine | None = None
+    path: Path | None = None
+    measure: Literal["age", "size"] = "age"
+    expect: Pattern | None = None
+    warn: float | None = None
+    crit: float | None = None
+    unit: Literal["s", "%", "B"] | None = None
+    fix: str | None = None
+    timeout_seconds: Seconds = 5
+
+    @model_validator(mode="after")
+    def _fitting_keys(self) -> "OwnCheckSettings":
+        subjects = {"sql": ("sql",), "http": ("url",), "command": ("command",), "file": ("path",)}
+        more = {"sql": ("database",), "http": ("status",), "file": ("measure",)}
+        for kind, keys in subjects.items():
+            if kind == self.kind and not getattr(self, keys[0]):
+                raise ValueError(f'kind = "{kind}" needs {keys[0]}')
+            strangers = self.model_fields_set & {*keys, *more.get(kind, ())}
+            if kind != self.kind and strangers:
+                raise ValueError(f'{min(strangers)} is for kind = "{kind}" only')
+        if self.kind == "file" and self.expect is not None:
+            raise ValueError("expect is not for files: their age or size is judged")
+        return self
+
+
 class FileSettings(Settings):
     """The whole of opsctl.toml."""
 
     databases: dict[str, DatabaseSettings] = {}
     repositories: dict[str, RepositorySettings] = {}
     services: dict[str, ServiceSettings] = {}
+    schedule: ScheduleSettings = ScheduleSettings()
     doctor: DoctorSettings = DoctorSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     signing: SigningSettings = SigningSettings()
+    http: dict[str, HttpSettings] = {}
+    tls: dict[str, TlsSettings] = {}
+    checks: tuple[OwnCheckSettings, ...] = ()
     sentry: SentrySettings = SentrySettings()
     state: StateSettings = StateSettings()
 
@@ -249,11 +350,19 @@ def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
     """The keys a model knows at ``location``; names of databases and repositories are the user's own."""
     current: Any = model
     for part in location:
+        if isinstance(current, UnionType):  # Model | None
+            current = _model_in(current)
         if isinstance(current, type) and issubclass(current, BaseModel):
             current = current.model_fields[part].annotation
-        else:  # dict[str, Model]
-            current = current.__args__[1]
-    return list(current.model_fields)
+        else:  # dict[str, Model], tuple[Model, ...]
+            current = _model_in(current)
+    return list(_model_in(current).model_fields)
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model in ``Model``, ``dict[str, Model]``, ``tuple[Model, ...]`` or ``Model | None``."""
+    found = (each for each in getattr(annotation, "__args__", ()) if hasattr(each, "model_fields"))
+    return annotation if hasattr(annotation, "model_fields") else next(found)
 
 
 def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str | None:

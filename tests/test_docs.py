@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 import typer.main
@@ -117,7 +117,9 @@ def models() -> Iterator[tuple[str, type[BaseModel]]]:
             inner = [each for each in (field.annotation, *get_args(field.annotation)) if isinstance(each, type)]
             for each in inner:
                 if issubclass(each, BaseModel):
-                    name = f"{prefix}{key}" + ("" if each is field.annotation else ".NAME")
+                    name = f"{prefix}{key}" + (".NAME" if get_origin(field.annotation) is dict else "")
+                    if get_origin(field.annotation) is tuple:  # [[prefix.key]]
+                        name = f"[{prefix}{key}]"
                     yield name, each
                     yield from walk(f"{name}.", each)
 

@@ -75,7 +75,7 @@ def test_formats(run_opsctl, database):
 
 def test_a_capture_is_judged_again(run_opsctl, database):
     """What --json printed is judged by the thresholds here, rendered in any format, without a database."""
-    saved = run_opsctl("doctor", "--json", url=database.url)
+    saved = run_opsctl("doctor", "db", "--json", url=database.url)
     (run_opsctl.work / "saved.json").write_text(saved.stdout)
     (run_opsctl.work / "opsctl.toml").write_text(TOML)
     again = run_opsctl("doctor", "--input", "saved.json", "--json")

@@ -5,15 +5,51 @@ fail alike the first one is the verdict's cause.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from opsctl.checks import databases, sessions
+from opsctl.checks import (
+    backups,
+    clocks,
+    configuration,
+    databases,
+    disks,
+    host,
+    http,
+    locks,
+    repositories,
+    schedules,
+    sessions,
+    tls,
+)
 from opsctl.checks.check import Check, CheckResult, Thresholds
+from opsctl.checks.own import own_checks
 from opsctl.checks.run import Unit
 from opsctl.errors import ConfigurationError, UsageError
 
-ALL_CHECKS: tuple[Check, ...] = (*databases.CHECKS, *sessions.CHECKS)
+if TYPE_CHECKING:
+    from opsctl.config import Config
 
-BY_ID: Mapping[str, Check] = {check.id: check for check in ALL_CHECKS}
+ALL_CHECKS: tuple[Check, ...] = (
+    *disks.CHECKS,
+    *host.CHECKS,
+    *databases.CHECKS,
+    *sessions.CHECKS,
+    *disks.DATABASE_CHECKS,
+    *clocks.DATABASE_CHECKS,
+    *locks.DATABASE_CHECKS,
+    *repositories.CHECKS,
+    *locks.CHECKS,
+    *backups.CHECKS,
+    *schedules.CHECKS,
+    *http.CHECKS,
+    *tls.CHECKS,
+    *configuration.CHECKS,
+)
+
+
+def all_checks(config: "Config") -> tuple[Check, ...]:
+    """The registry, and the user's own checks at its end. Raises ConfigurationError."""
+    return (*ALL_CHECKS, *own_checks(config))
 
 
 def choose_units(
@@ -28,7 +64,7 @@ def choose_units(
     possible = [unit for unit in units if unit.check.id not in off and (not unit.check.opt_in or unit.check.id in on)]
     for word in wanted:
         if not any(_is_named(word, unit.check.id, unit.target.name) for unit in possible):
-            raise UsageError(f"There is no check {word!r}.", hint=_nearest(word))
+            raise UsageError(f"There is no check {word!r}.", hint=_nearest(word, {unit.check.id for unit in units}))
     chosen = {
         unit
         for unit in possible
@@ -44,17 +80,21 @@ def choose_results(results: Sequence[CheckResult], wanted: Sequence[str]) -> lis
     """The same for results there are already. Raises UsageError."""
     for word in wanted:
         if not any(_is_named(word, each.id, each.target) for each in results):
-            raise UsageError(f"There is no check {word!r} among them.", hint=_nearest(word))
+            raise UsageError(
+                f"There is no check {word!r} among them.", hint=_nearest(word, {each.id for each in results})
+            )
     return [each for each in results if not wanted or any(_is_named(word, each.id, each.target) for word in wanted)]
 
 
-def thresholds_of(changed: Mapping[str, tuple[float | None, float | None]], *, source: str) -> dict[str, Thresholds]:
-    """The registry's thresholds with those of the configuration, (warn, crit) by id. Raises ConfigurationError."""
-    found = {check.id: check.thresholds for check in ALL_CHECKS}
+def thresholds_of(
+    changed: Mapping[str, tuple[float | None, float | None]], *, source: str, checks: Sequence[Check] = ALL_CHECKS
+) -> dict[str, Thresholds]:
+    """The checks' thresholds with those of the configuration, (warn, crit) by id. Raises ConfigurationError."""
+    found = {check.id: check.thresholds for check in checks}
     for name, (warn, crit) in changed.items():
         where = f'{source}: doctor.thresholds."{name}"'
         if name not in found:
-            raise ConfigurationError(f"{where}: there is no such check.", hint=_nearest(name))
+            raise ConfigurationError(f"{where}: there is no such check.", hint=_nearest(name, found))
         default = found[name]
         if default.warn is None and default.crit is None:
             raise ConfigurationError(f"{where}: this check has no thresholds.", hint=f"`opsctl explain {name}`")
@@ -70,26 +110,27 @@ def thresholds_of(changed: Mapping[str, tuple[float | None, float | None]], *, s
     return found
 
 
-def check_ids(ids: Iterable[str], *, where: str) -> None:
+def check_ids(ids: Iterable[str], *, where: str, checks: Sequence[Check] = ALL_CHECKS) -> None:
     """Make sure that there are such checks. Raises ConfigurationError."""
+    known = {check.id for check in checks}
     for name in ids:
-        if name not in BY_ID:
-            raise ConfigurationError(f"{where}: there is no check {name!r}.", hint=_nearest(name))
+        if name not in known:
+            raise ConfigurationError(f"{where}: there is no check {name!r}.", hint=_nearest(name, known))
 
 
-def explained(word: str) -> list[Check]:
+def explained(word: str, checks: Sequence[Check] = ALL_CHECKS) -> list[Check]:
     """The checks an id or a prefix names. Raises UsageError."""
-    found = [check for check in ALL_CHECKS if _is_of(check.id, word)]
+    found = [check for check in checks if _is_of(check.id, word)]
     if not found:
-        raise UsageError(f"There is no check {word!r}.", hint=_nearest(word))
+        raise UsageError(f"There is no check {word!r}.", hint=_nearest(word, {check.id for check in checks}))
     return found
 
 
-def _nearest(word: str) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     """A hint with what a wrong id was probably meant to be."""
     from opsctl.settings import nearest
 
-    return nearest(word, list(BY_ID)) or "`opsctl explain` lists them all."
+    return nearest(word, sorted(known)) or "`opsctl explain` lists them all."
 
 
 def _is_named(word: str, id: str, target: str | None) -> bool:  # noqa: A002 - a check's id

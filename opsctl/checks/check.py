@@ -78,7 +78,7 @@ class Target:
 class Probe(Protocol):
     """Look at one target and judge it. What it raises makes the result ``unknown``."""
 
-    def __call__(self, scope: "Scope", target: str, thresholds: Thresholds) -> Finding: ...
+    def __call__(self, scope: "Scope", target: str, thresholds: Thresholds, /) -> Finding: ...
 
 
 def whole_host(_scope: "Scope") -> Iterable[Target]:
@@ -92,7 +92,8 @@ class Check:
     ``targets`` names what there is to look at; nothing means that nothing is configured, which is ``skip``.
     ``after`` names checks that must not have failed at the same target, at one it is within, or at the whole host.
     ``explained_by`` names checks, or their prefix, whose failure at a target this one is within is the reason of a
-    failure here: their alarm is folded into this one. ``lane`` puts checks of one target into one thread, one after
+    failure here: their alarm is folded into this one. ``after_one`` names checks of which one that has not failed is
+    enough: a database is in several repositories. ``lane`` puts checks of one target into one thread, one after
     the other: those of a database share its session.
     """
 
@@ -110,6 +111,7 @@ class Check:
     unit: str | None = None
     """``s``, ``%``, ``B``, or nothing for a number of things."""
     after: tuple[str, ...] = ()
+    after_one: tuple[str, ...] = ()
     explained_by: tuple[str, ...] = ()
     targets: Callable[["Scope"], Iterable[Target]] = whole_host
     not_configured: str = "Nothing of the kind is configured."

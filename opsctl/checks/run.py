@@ -34,7 +34,14 @@ class Unit:
 
     def is_after(self, other: "Unit") -> bool:
         same = other.target.name in {self.target.name, "", *self.target.within}
-        return same and other.check.id in self.check.after
+        return same and other.check.id in {*self.check.after, *self.check.after_one}
+
+    def stopped_by(self, ancestors: Sequence["Unit"]) -> "Unit | None":
+        """The failed one at the root of what this cannot run after."""
+        failed = [each for each in ancestors if _blocks(each)]
+        one_is_left = any(each.check.id in self.check.after_one and each not in failed for each in ancestors)
+        stopping = (each for each in failed if not (one_is_left and each.check.id in self.check.after_one))
+        return next((each.root or each for each in stopping), None)
 
 
 def list_units(checks: Iterable[Check], scope: Scope, thresholds: Mapping[str, Thresholds]) -> list[Unit]:
@@ -98,8 +105,7 @@ class _Run:
             settled = False
             for unit in list(self._waiting):
                 ancestors = [each for each in self._units if unit.is_after(each)]
-                root = next((each.root or each for each in ancestors if each.result and _blocks(each)), None)
-                root = root or (self.broken.get(unit.lane) if unit.lane else None)
+                root = unit.stopped_by(ancestors) or (self.broken.get(unit.lane) if unit.lane else None)
                 if root is not None:
                     unit.root = root
                     _skipped(unit, f"Not looked at: {_name(root)} failed.", because=root.check.id)
@@ -162,7 +168,7 @@ def _answered(unit: Unit, answer: Answer, seconds: float) -> Unit:
         status=finding.status,
         message=finding.message,
         target=unit.target.name or None,
-        code=finding.code or (None if finding.status == "ok" else check.id.rpartition(".")[2]),
+        code=finding.code or (None if finding.status in {"ok", "skip"} else check.id.rpartition(".")[2]),
         value=finding.value,
         unit=check.unit,
         warn=thresholds.warn,

@@ -10,6 +10,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+HISTORY_SECONDS = 6 * 3600
+HISTORY_EVERY_SECONDS = 240
+"""Doctor every five minutes adds one each time; `--watch` does not fill the file."""
+
 
 class Samples:
     """The samples of earlier runs, and this run's. A file that cannot be read or written is as good as none."""
@@ -33,6 +37,16 @@ class Samples:
             return (age, dict(earlier["values"])) if earlier and age > 0 else None
         except (TypeError, KeyError, ValueError):
             return None
+
+    def history(self, check: str, target: str, value: float, *, now: datetime) -> list[tuple[float, float]]:
+        """Keep ``value``; the values of the last hours with their times in seconds, this one the last."""
+        at = now.timestamp()
+        earlier = self.exchange(check, target, {}, now=now)
+        points = [(float(t), float(v)) for t, v in (earlier[1].get("points", ()) if earlier else ())]
+        points = [point for point in points if at - HISTORY_SECONDS <= point[0] < at]
+        is_due = not points or at - points[-1][0] >= HISTORY_EVERY_SECONDS
+        self.exchange(check, target, {"points": [*points, (at, value)] if is_due else points}, now=now)
+        return [*points, (at, value)]
 
     def save(self) -> None:
         """Write them down, all at once: another run may read at the same time."""

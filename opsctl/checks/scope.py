@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opsctl.config import Config
     from opsctl.postgres.server import Connection, Server
     from opsctl.postgres.tools import Tools
-    from opsctl.repository import Repository
+    from opsctl.repository import Catalog, Repository
 
 CONNECT_SECONDS = 4
 
@@ -36,6 +36,8 @@ class Scope:
         self._servers: dict[str, Server] = {}
         self._sessions: dict[str, tuple[ExitStack, Connection]] = {}
         self._is_closed = False
+        self.catalogs: dict[str, Catalog] = {}
+        """What the repositories hold that answered, see :meth:`read_catalog`."""
 
     def server(self, database: str) -> "Server":
         if database not in self._servers:
@@ -51,6 +53,11 @@ class Scope:
     def tools(self) -> "Tools":
         with self._lock:
             return self.open_tools()
+
+    def read_catalog(self, repository: str) -> "Catalog":
+        """What a repository holds, for all checks of this run. Raises RepositoryUnreachable."""
+        self.catalogs[repository] = self.repositories[repository].catalog()
+        return self.catalogs[repository]
 
     def session(self, database: str) -> "Connection":
         """The one session with a database, which all its checks share: use it in the lane ``database`` only."""

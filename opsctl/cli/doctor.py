@@ -142,11 +142,11 @@ def _renderer(session: "Session", format: str, fail_on: FailOn) -> Callable[["Re
 
 
 def _examine(session: "Session", words: list[str]) -> list["CheckResult"]:
-    from opsctl.checks import ALL_CHECKS, choose_units
+    from opsctl.checks import all_checks, choose_units
     from opsctl.checks.run import list_units, run_checks
 
     scope, settings = _scope(session), session.config.doctor
-    units = list_units(ALL_CHECKS, scope, _thresholds(session))
+    units = list_units(all_checks(session.config), scope, _thresholds(session))
     chosen = choose_units(units, words, disabled=settings.disabled, enabled=settings.enabled)
     return run_checks(chosen, scope)
 
@@ -180,13 +180,14 @@ def _database_names(session: "Session") -> list[str]:
 
 
 def _thresholds(session: "Session") -> dict[str, "Thresholds"]:
-    from opsctl.checks import check_ids, thresholds_of
+    from opsctl.checks import all_checks, check_ids, thresholds_of
 
     config, settings = session.config, session.config.doctor
-    check_ids(settings.disabled, where=f"{config.source}: doctor.disabled")
-    check_ids(settings.enabled, where=f"{config.source}: doctor.enabled")
+    checks = all_checks(config)
+    check_ids(settings.disabled, where=f"{config.source}: doctor.disabled", checks=checks)
+    check_ids(settings.enabled, where=f"{config.source}: doctor.enabled", checks=checks)
     changed = {name: (limits.warn, limits.crit) for name, limits in settings.thresholds.items()}
-    return thresholds_of(changed, source=config.source)
+    return thresholds_of(changed, source=config.source, checks=checks)
 
 
 def _judged_again(session: "Session", path: Path, words: list[str]) -> list["CheckResult"]:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.output import Outcome, plain_table
+from opsctl.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,14 +19,18 @@ CheckWord = Annotated[
 ]
 
 
-def explain(_session: "Session", check: CheckWord = None) -> Outcome:
+def explain(session: "Session", check: CheckWord = None) -> Outcome:
     """Say what a check reads, why its thresholds are what they are, what to do, and which grant it needs.
 
     Example: [bold]opsctl explain db.blocked[/bold]
     """
-    from opsctl.checks import ALL_CHECKS, explained
+    from opsctl.checks import ALL_CHECKS, all_checks, explained
 
-    found = explained(check) if check else ALL_CHECKS
+    try:
+        checks = all_checks(session.config)
+    except ConfigurationError:
+        checks = ALL_CHECKS  # what a check means can be asked with a broken configuration, too
+    found = explained(check, checks) if check else checks
     text = _overview(found) if check is None else [line for each in found for line in _told(each)]
     return Outcome({"checks": [_as_result(each) for each in found]}, text)
 
@@ -64,7 +69,7 @@ def limit_as_text(check: "Check", limit: float | None) -> str:
     """A threshold with its unit and direction, for a table."""
     if limit is None:
         return ""
-    return f"{'<' if check.thresholds.falling else '≥'} {limit:,g} {check.unit or ''}".rstrip()
+    return f"{'<' if check.thresholds.falling else '≥'} {limit:,.10g} {check.unit or ''}".rstrip()
 
 
 def _limits(thresholds: "Thresholds") -> tuple[float | None, float | None]:

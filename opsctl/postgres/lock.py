@@ -121,6 +121,13 @@ def _holder_on_server(connection: "Connection", database: str) -> str:
     return f"{name or 'a session of another role'}, from {address}, since {format_time(started_at)}"
 
 
+def is_locked(connection: "Connection", database: str) -> bool:
+    """Whether a session of this server holds the lock of ``database``."""
+    query = """select count(*) from pg_locks
+               where locktype = 'advisory' and granted and classid = %s and objid::bigint = %s"""
+    return bool(one(connection, query, (LOCK_CLASS, zlib.crc32(database.encode())))[0])
+
+
 def _signed_crc(text: str) -> int:
     """CRC-32 as PostgreSQL's signed ``int``."""
     value = zlib.crc32(text.encode())

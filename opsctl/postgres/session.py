@@ -3,10 +3,10 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opsctl.errors import NotPermitted
-from opsctl.postgres.server import Server, one
+from opsctl.postgres.server import Server, mapped_errors, one
 
 if TYPE_CHECKING:
     from opsctl.postgres.server import Connection
@@ -30,6 +30,18 @@ def require_statistics(connection: "Connection") -> None:
         raise NotPermitted(
             "This login does not see what the sessions of other users do.", hint="GRANT pg_monitor TO it."
         )
+
+
+def read_value(connection: "Connection", query: str, *, seconds: float) -> Any:
+    """The first value of a query's first row; None where there is no row. One statement, which cannot write."""
+    with mapped_errors(), connection.transaction(force_rollback=True):
+        connection.execute("set transaction read only")
+        connection.execute("set local search_path to default")  # names mean what they mean to the login
+        connection.execute(f"set local statement_timeout = {int(seconds * 1000)}")
+        # Prepared: the server then takes one statement only, so that none ends the transaction.
+        cursor = connection.execute(query.encode(), prepare=True)
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
 
 
 def takes_connections(server: Server, *, seconds: float) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from opsctl.errors import OpsctlError, QueryFailed, RestoreFailed
 from opsctl.postgres.databases import drop_database
+from opsctl.postgres.lock import is_locked
 from opsctl.postgres.server import Server, mapped_errors, one, rows
 
 if TYPE_CHECKING:
@@ -93,6 +94,23 @@ def remove_leftovers(server: Server, database: str) -> list[str]:
                 drop_database(connection, name)
                 dropped.append(name)
     return dropped
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """The staging databases of a database. While its lock is held they are somebody's work, else they are left over."""
+
+    names: tuple[str, ...]
+    bytes: int
+    lock_is_held: bool
+
+
+def find_leftovers(connection: "Connection", database: str) -> Leftovers:
+    with mapped_errors():
+        names = find_staging(connection, database)
+        sizes = "select coalesce(sum(pg_database_size(oid)), 0)::bigint from pg_database where datname = any(%s)"
+        total = one(connection, sizes, (names,))[0] if names else 0
+        return Leftovers(tuple(sorted(names)), int(total), is_locked(connection, database))
 
 
 def _matching(connection: "Connection", database: str, suffix: str) -> list[str]:

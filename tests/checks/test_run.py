@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -13,13 +14,14 @@ from opsctl.checks.report import as_document, from_document, judge_again, report
 from opsctl.checks.run import list_units, run_checks
 from opsctl.checks.samples import Samples
 from opsctl.checks.scope import Scope
+from opsctl.config import load_config
 from opsctl.errors import ConfigurationError, DatabaseUnreachable, NotPermitted, OpsctlError, UsageError
 
 
 def scope(*databases):
     nothing = {}.__getitem__  # a check of these tests opens nothing
     return Scope(
-        config=None,
+        config=load_config(working_folder=Path("/")),
         databases=databases,
         clock=lambda: datetime.now(UTC),
         open_server=nothing,

@@ -5,6 +5,7 @@ import signal
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Thread
 
 import psycopg  # noqa: TID253  # a test may load what it likes
@@ -14,6 +15,7 @@ from opsctl.checks import ALL_CHECKS, choose_units
 from opsctl.checks.check import Thresholds
 from opsctl.checks.run import list_units, run_checks
 from opsctl.checks.scope import Scope
+from opsctl.config import load_config
 from opsctl.postgres.activity import without_literals
 from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.server import Server
@@ -25,7 +27,7 @@ def doctor():
 
     def examine(url, *words, thresholds=None):
         scope = Scope(
-            config=None,
+            config=load_config(working_folder=Path("/")),
             databases=["saasdb"],
             clock=lambda: datetime.now(UTC),
             open_server=lambda _name: Server(url),
@@ -59,7 +61,7 @@ def test_an_idle_healthy_database_raises_no_alarm(doctor, saas):
     """0 false alarms."""
     results = doctor(saas.url, "db")
 
-    assert {each.status for each in results.values()} == {"ok"}, results
+    assert {each.status for each in results.values()} <= {"ok", "skip"}, results
     assert len(results) == len([each for each in ALL_CHECKS if each.id.startswith("db.") and not each.opt_in])
 
 
@@ -128,7 +130,7 @@ def test_a_login_without_pg_monitor_is_told_what_it_needs(doctor, saas):
 
     assert before["db.blocked"].status == "unknown"
     assert "pg_monitor" in before["db.blocked"].remedy.text
-    assert {each.status for each in after.values()} == {"ok"}, after
+    assert {each.status for each in after.values()} <= {"ok", "skip"}, after
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_a_hung_server_is_db_connect(run_opsctl, binaries):
     with throwaway_cluster(binaries) as cluster:
         os.kill(cluster.pid, signal.SIGSTOP)
         try:
-            run = run_opsctl("doctor", "--json", url=cluster.url(), timeout=15)
+            run = run_opsctl("doctor", "db", "--json", url=cluster.url(), timeout=15)
         finally:
             os.kill(cluster.pid, signal.SIGCONT)
 

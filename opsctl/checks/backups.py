@@ -1,0 +1,330 @@
+"""The backups of each database: is the newest one new, whole, proven, and wherever it should be."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING
+
+from opsctl.checks.amounts import counted, spoken_bytes
+from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
+from opsctl.checks.databases import NOT_CONFIGURED
+from opsctl.checks.scope import Scope
+from opsctl.checks.sessions import spoken
+from opsctl.manifest import EVIDENCE_LEVELS
+from opsctl.repository import Backup, merged
+from opsctl.schedule import Schedule
+
+if TYPE_CHECKING:
+    from opsctl.repository import Catalog
+
+DAY = timedelta(hours=24)
+TOLERANCE = timedelta(seconds=60)
+"""How far in the future a backup may be dated: clocks of two hosts differ a little."""
+
+COMPARED = 7
+"""How many backups a size or a duration is compared with."""
+
+FEWEST = 3
+"""With fewer before it, nothing is unusual yet."""
+
+SMALLEST_BYTES = 1 << 20
+SHORTEST_SECONDS = 60
+"""Below, everything may double or halve by itself."""
+
+FAST_PERCENT, SMALLER_PERCENT = 20, 80
+RESTORED = EVIDENCE_LEVELS[EVIDENCE_LEVELS.index("restored") :]
+
+
+def backed_up(scope: Scope) -> Iterable[Target]:
+    """The databases, each in its repositories."""
+    return [Target(name, within=tuple(scope.config.repositories_of(name))) for name in scope.databases]
+
+
+def backups_of(scope: Scope, database: str) -> list[Backup]:
+    """The backups of a database in the repositories that answered, newest first."""
+    names = scope.config.repositories_of(database)
+    whole = merged({name: scope.catalogs[name] for name in names if name in scope.catalogs}, {})
+    return [each for each in whole.backups if each.database == database]
+
+
+def good_ones(backups: Sequence[Backup], now: datetime) -> list[Backup]:
+    """Those that count, newest first: not known to be damaged, not dated in the future."""
+    return [each for each in backups if not each.failed and each.created_at <= now + TOLERANCE]
+
+
+def check_age(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
+    backups, now = backups_of(scope, target), scope.clock()
+    expected = expected_interval(backup_schedule(scope), good_ones(backups, now), now)
+    return judge_age(target, backups, expected, thresholds, now=now)
+
+
+def backup_schedule(scope: Scope) -> Schedule | None:
+    settings = scope.config.schedule
+    return Schedule(settings.backup, settings.timezone) if settings.backup else None
+
+
+def expected_interval(schedule: Schedule | None, backups: Sequence[Backup], now: datetime) -> timedelta:
+    """How long it is between two backups: by the schedule, else as it was lately, else a day."""
+    if schedule is not None:
+        return schedule.interval(now) or DAY
+    newest = [each.created_at for each in backups[: COMPARED + 1]]
+    gaps = [(later - earlier).total_seconds() for later, earlier in pairwise(newest)]
+    return max(timedelta(hours=1), timedelta(seconds=median(gaps))) if len(gaps) >= FEWEST else DAY
+
+
+def judge_age(
+    database: str, backups: Sequence[Backup], expected: timedelta, thresholds: Thresholds, *, now: datetime
+) -> Finding:
+    """In multiples of the interval. A backup dated in the future is never the newest, and never fine."""
+    future = [each for each in backups if each.created_at > now + TOLERANCE]
+    good = good_ones(backups, now)
+    take_one = Remedy("Take one now, and see why the last ones were not taken.", f"opsctl backup {database}")
+    details: dict[str, object] = {
+        "newest": good[0].id if good else None,
+        "age_seconds": (now - good[0].created_at).total_seconds() if good else None,
+        "expected_seconds": expected.total_seconds(),
+        "future": [each.id for each in future],
+    }
+    if not good:
+        text = "There is no backup that is known to be good." if backups else "There is no backup yet."
+        first = Remedy("Take one now.", f"opsctl backup {database}")
+        return Finding("crit", text, code="none", details=details, remedy=take_one if backups else first)
+    age = max(now - good[0].created_at, timedelta(0))
+    value = round(age / expected, 2)
+    status = thresholds.judge(value)
+    text = f"The newest backup is {spoken(age.total_seconds())} old; one is expected every {_every(expected)}."
+    if status == "crit" or not future:
+        return Finding(status, text, value, details, None if status == "ok" else take_one)
+    ahead = spoken((future[0].created_at - now).total_seconds())
+    return Finding(
+        "crit",
+        f"{counted(len(future), 'backup')} dated in the future, the last by {ahead}: {future[0].id}. {text}",
+        value,
+        details,
+        Remedy(
+            "The clock was wrong when it was taken, or is now. Set it right, then take a new backup.", "timedatectl"
+        ),
+        code="future",
+    )
+
+
+def _every(interval: timedelta) -> str:
+    return spoken(interval.total_seconds())
+
+
+def check_size(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
+    return judge_size(_comparable(scope, target), thresholds)
+
+
+def check_duration(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
+    return judge_duration(_comparable(scope, target), thresholds)
+
+
+def _comparable(scope: Scope, database: str) -> list[Backup]:
+    """The good backups of the server that the newest one is of."""
+    good = good_ones(backups_of(scope, database), scope.clock())
+    return [each for each in good if each.manifest.system_identifier == good[0].manifest.system_identifier]
+
+
+def judge_size(backups: Sequence[Backup], thresholds: Thresholds) -> Finding:
+    """The newest dump against the median of those before it."""
+    earlier = [each.manifest.dump.bytes for each in backups[1 : COMPARED + 1]]
+    if len(earlier) < FEWEST:
+        return _too_few(len(backups))
+    usual, newest = median(earlier), backups[0].manifest.dump.bytes
+    percent = 100 * newest / max(usual, 1)
+    status = thresholds.judge(percent) if usual >= SMALLEST_BYTES else "ok"
+    return Finding(
+        status,
+        f"The newest dump has {spoken_bytes(newest)}, usual are {spoken_bytes(usual)}.",
+        value=round(percent, 1),
+        code=None if status == "ok" else "shrunk",
+        details={"newest": backups[0].id, "newest_bytes": newest, "usual_bytes": usual},
+        remedy=None if status == "ok" else _compare(backups),
+    )
+
+
+def judge_duration(backups: Sequence[Backup], thresholds: Thresholds) -> Finding:
+    """Slow by the thresholds. Fast only when the dump is smaller, too: a faster disk is no alarm."""
+    earlier = backups[1 : COMPARED + 1]
+    if len(earlier) < FEWEST:
+        return _too_few(len(backups))
+    usual = median(each.manifest.duration_seconds for each in earlier)
+    usual_bytes = median(each.manifest.dump.bytes for each in earlier)
+    newest = backups[0].manifest
+    percent = 100 * newest.duration_seconds / max(usual, 0.001)
+    is_smaller = usual_bytes >= SMALLEST_BYTES and 100 * newest.dump.bytes < SMALLER_PERCENT * usual_bytes
+    is_fast = usual >= SHORTEST_SECONDS and percent < FAST_PERCENT and is_smaller
+    is_long = max(usual, newest.duration_seconds) >= SHORTEST_SECONDS
+    status = "crit" if is_fast else thresholds.judge(percent) if is_long else "ok"
+    code = "too_fast" if is_fast else "slow"
+    slow = Remedy("Look at the server's load and the repositories' speed while it runs.", "opsctl show latest")
+    return Finding(
+        status,
+        f"The newest backup took {spoken(newest.duration_seconds)}, usual are {spoken(usual)}.",
+        value=round(percent, 1),
+        code=None if status == "ok" else code,
+        details={"newest": newest.id, "newest_seconds": newest.duration_seconds, "usual_seconds": usual},
+        remedy=None if status == "ok" else _compare(backups) if is_fast else slow,
+    )
+
+
+def _too_few(there: int) -> Finding:
+    return Finding("ok", f"There {'is' if there == 1 else 'are'} {counted(there, 'backup')}: too few to compare.")
+
+
+def _compare(backups: Sequence[Backup]) -> Remedy:
+    text = (
+        "Compare the rows per table with an earlier backup; was something dropped, or excluded? Keep the earlier one."
+    )
+    return Remedy(text, f"opsctl pin {backups[1].id}; opsctl show {backups[0].id}; opsctl show {backups[1].id}")
+
+
+def check_evidence(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
+    now = scope.clock()
+    backups = [each for each in backups_of(scope, target) if each.created_at <= now + TOLERANCE]
+    return judge_evidence(target, backups, thresholds, now=now)
+
+
+def judge_evidence(database: str, backups: Sequence[Backup], thresholds: Thresholds, *, now: datetime) -> Finding:
+    """How old the newest backup is that a restore has proven; that the newest one is not damaged."""
+    if not backups:
+        return Finding("skip", "There is no backup yet, see backup.age.")
+    damaged = [copy for copy in backups[0].copies if copy.failed]
+    if damaged:
+        where = ", ".join(copy.repository for copy in damaged)
+        return Finding(
+            "crit",
+            f"The newest backup failed its verification in {where}: {backups[0].id}.",
+            code="failed",
+            details={"newest": backups[0].id},
+            remedy=Remedy("Take a new one, and find out what damages files there.", f"opsctl backup {database}"),
+        )
+    proven = next((each for each in backups if each.proven and each.proven.level in RESTORED), None)
+    # Nobody could have proven more than there was: without any proof it is the oldest backup that counts.
+    since = (proven or backups[-1]).created_at
+    seconds = max(0.0, (now - since).total_seconds())
+    status = thresholds.judge(seconds)
+    level = proven.proven.level if proven and proven.proven else None
+    text = (
+        f"The newest backup that a restore has proven ({level}) is {spoken(seconds)} old."
+        if proven
+        else f"No backup has been proven by a restore, for {spoken(seconds)}."
+    )
+    return Finding(
+        status,
+        text,
+        value=round(seconds),
+        code=None if status == "ok" else "unproven",
+        details={"proven": proven.id if proven else None, "level": level},
+        remedy=None
+        if status == "ok"
+        else Remedy(
+            "Restore the newest one beside, look at it, drop it.", f"opsctl restore latest:{database} --into rehearsal"
+        ),
+    )
+
+
+def check_copies(scope: Scope, target: str, _thresholds: Thresholds) -> Finding:
+    names = scope.config.repositories_of(target)
+    catalogs = {name: scope.catalogs[name] for name in names if name in scope.catalogs}
+    if len(names) < 2:
+        return Finding("ok", f"There is one repository, {names[0]}: one fire takes all of its backups.")
+    backups = good_ones(backups_of(scope, target), scope.clock())
+    return judge_copies(backups, catalogs)
+
+
+def judge_copies(backups: Sequence[Backup], catalogs: "dict[str, Catalog]") -> Finding:
+    """Whether every repository has the newest backup; one that is being written there is on its way."""
+    newest = backups[0] if backups else None
+    lacking = [
+        name
+        for name, catalog in catalogs.items()
+        if newest and name not in newest.repositories and all(each.id != newest.id for each in catalog.incomplete)
+    ]
+    if newest is None or not lacking:
+        return Finding("ok", "The repositories have the same newest backup.", value=0)
+    return Finding(
+        "warn",
+        f"The newest backup {newest.id} is missing in {', '.join(lacking)}.",
+        value=len(lacking),
+        code="missing",
+        details={"newest": newest.id, "missing_in": lacking},
+        remedy=Remedy("Take a new one, which goes to all of them.", f"opsctl backup {newest.database}"),
+    )
+
+
+AFTER_ONE = ("repository.reachable",)
+
+CHECKS = (
+    Check(
+        id="backup.age",
+        title="the newest backup is new enough",
+        probe=check_age,
+        reads="when the newest good backup was taken, against the interval: that of [schedule], else the usual distance"
+        " of the last backups, else 24 h",
+        why="A schedule that died is noticed by nothing else. The value is the age in intervals: late by a quarter is"
+        " a warning, two missed are critical. A backup dated in the future counts for nothing and is critical: it would"
+        " be taken for the newest one for ever.",
+        fix="Take a backup now, then see why the last ones were not taken.",
+        thresholds=Thresholds(warn=1.25, crit=2),
+        after_one=AFTER_ONE,
+        targets=backed_up,
+        not_configured=NOT_CONFIGURED,
+    ),
+    Check(
+        id="backup.size",
+        title="the newest dump is no smaller than usual",
+        probe=check_size,
+        reads=f"the bytes of the newest dump, in percent of the median of the {COMPARED} before it, of the same server",
+        why="A dump of an emptied database succeeds. Half is more than any cleaning up takes away at once. Silent while"
+        f" there are fewer than {FEWEST} to compare with, and below 1 MiB.",
+        fix="Keep the earlier ones (`opsctl pin`), then compare their rows per table with `opsctl show`.",
+        thresholds=Thresholds(crit=50, falling=True),
+        unit="%",
+        after_one=AFTER_ONE,
+        targets=backed_up,
+        not_configured=NOT_CONFIGURED,
+    ),
+    Check(
+        id="backup.duration",
+        title="the newest backup took as long as usual",
+        probe=check_duration,
+        reads=f"how long the newest backup took, in percent of the median of the {COMPARED} before it",
+        why="One that takes three times as long will run into the day soon. One that takes less than"
+        f" {FAST_PERCENT} % and is smaller as well is critical: something is missing. Silent below one minute.",
+        fix="Look at the server's load and the repositories' speed while a backup runs.",
+        thresholds=Thresholds(warn=300),
+        unit="%",
+        after=("backup.size",),
+        after_one=AFTER_ONE,
+        targets=backed_up,
+        not_configured=NOT_CONFIGURED,
+    ),
+    Check(
+        id="backup.evidence",
+        title="a restore has proven a recent backup",
+        probe=check_evidence,
+        reads="what is recorded about verifications and restores of the backups",
+        why="A backup that nobody has restored is a hope. 30 days is how much of it one can live with. A newest backup"
+        " that failed its verification is critical.",
+        fix="Restore the newest backup beside the live database, from time to time.",
+        thresholds=Thresholds(warn=30 * 86400),
+        unit="s",
+        after_one=AFTER_ONE,
+        targets=backed_up,
+        not_configured=NOT_CONFIGURED,
+    ),
+    Check(
+        id="backup.copies",
+        title="every repository has the newest backup",
+        probe=check_copies,
+        reads="the newest backup of the database in each of its repositories",
+        why="The second repository is for the day the first one is gone.",
+        fix="See why the last backup did not reach it; the next one goes to all of them again.",
+        after_one=AFTER_ONE,
+        targets=backed_up,
+        not_configured=NOT_CONFIGURED,
+    ),
+)
