@@ -5,12 +5,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
 
 from opsctl import __version__
+from opsctl.background import in_background
 from opsctl.encryption import SUFFIX, Recipients
 from opsctl.errors import DumpFailed, LockHeld, OpsctlError, Refused
 from opsctl.manifest import Encryption, Facts, Manifest, StoredFile, backup_id
@@ -24,7 +26,7 @@ from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables
 from opsctl.repository import Repository, segment
 from opsctl.signing import SigningKey
 from opsctl.stream import Advance, Compression, store
-from opsctl.uploads import Uploads
+from opsctl.uploads import PATIENCE_SECONDS, Uploads
 
 DUMP = "dump.zst"
 GLOBALS = "globals.sql.zst"
@@ -60,6 +62,8 @@ class BackupPlan:
     role_passwords: bool = False
     expected_server: str | None = None
     """The system identifier of the server the earlier backups are of; a backup of another one is refused."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long repositories wait for one of them."""
 
     def file_name(self, plain_name: str) -> str:
         return plain_name + SUFFIX if self.recipients else plain_name
@@ -67,10 +71,14 @@ class BackupPlan:
 
 @dataclass(frozen=True)
 class TakenBackup:
-    """A backup that exists now, in ``stored_in``; ``failures`` names the repositories that did not get it."""
+    """A backup that exists now, in ``stored_in``; ``failures`` names the repositories that did not get it.
+
+    ``slow`` are those that did not keep up and take a copy now.
+    """
 
     manifest: Manifest
     stored_in: tuple[str, ...]
+    slow: tuple[str, ...]
     failures: dict[str, OpsctlError]
     warnings: tuple[str, ...]
     needs_attention: bool
@@ -96,7 +104,13 @@ def take_backup(
         remove_leftovers(plan.server, plan.server.database)
         started_at = _begin_second(plan, clock)
         identifier = backup_id(segment(plan.database), started_at, secrets.token_hex(2))
-        uploads = Uploads(plan.repositories, plan.database, identifier, created_at=started_at)
+        uploads = Uploads(
+            plan.repositories,
+            plan.database,
+            identifier,
+            created_at=started_at,
+            patience_seconds=plan.patience_seconds,
+        )
         try:
             written = _write_files(plan, binaries, uploads, start_progress)
             manifest = Manifest(
@@ -131,6 +145,7 @@ def take_backup(
     return TakenBackup(
         manifest=manifest,
         stored_in=tuple(stored_in),
+        slow=tuple(uploads.slow),
         failures=dict(uploads.failures),
         warnings=tuple(warnings),
         needs_attention=any(sign in warning for warning in warnings for sign in INCOMPLETE_SIGNS),
@@ -153,7 +168,9 @@ def _begin_second(plan: BackupPlan, clock: Callable[[], datetime]) -> datetime:
     while True:
         now = clock()
         beginning = backup_id(segment(plan.database), now, "")
-        if not any(repository.has_id_beginning(plan.database, beginning) for repository in plan.repositories):
+        asked = [in_background(each.has_id_beginning, plan.database, beginning) for each in plan.repositories]
+        answered = wait(asked, timeout=plan.patience_seconds).done
+        if not any(each.result() for each in answered):
             return now
         time.sleep((now.replace(microsecond=0) + timedelta(seconds=1) - now).total_seconds())
 

@@ -8,13 +8,13 @@ catalog.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Literal, cast
 from urllib.parse import quote, unquote
 
+from opsctl.background import in_parallel
 from opsctl.errors import BackupDamaged, Refused, RemovalRefused, RepositoryUnreachable
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, format_time, parse_manifest
 from opsctl.storage import Entry, Publication, Storage, locked_text
@@ -183,13 +183,12 @@ class Repository:
         folders = [name for name in self.storage.folders() if not wanted or name in wanted]
         catalog = Catalog(incomplete=list(self._hidden(wanted)))
         hidden = {each.folder for each in catalog.incomplete}
-        with ThreadPoolExecutor(READERS) as readers:
-            for folder in folders:
-                for found in readers.map(self._read, self._folders(folder)):
-                    if isinstance(found, StoredBackup):
-                        catalog.backups.append(Backup((found,)))
-                    elif found.folder not in hidden:
-                        catalog.incomplete.append(found)
+        for folder in folders:
+            for found in in_parallel(self._read, list(self._folders(folder)), workers=READERS):
+                if isinstance(found, StoredBackup):
+                    catalog.backups.append(Backup((found,)))
+                elif found.folder not in hidden:
+                    catalog.incomplete.append(found)
         return catalog
 
     def _hidden(self, databases: Iterable[str]) -> Iterator[Incomplete]:

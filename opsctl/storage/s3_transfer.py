@@ -2,15 +2,15 @@
 
 import hashlib
 import io
-import threading
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from opsctl.background import in_background
 from opsctl.errors import RepositoryUnreachable
 from opsctl.storage.s3_errors import http_status
 
@@ -31,24 +31,11 @@ RANGE_BYTES = 8 * MIB
 RANGES_AHEAD = 3
 """How a file is read: this many ranges are fetched while one is consumed."""
 
+LOOK_SECONDS = 0.5
+"""How often who waits for a part looks whether the upload was given up by another thread."""
+
 ABANDON_SECONDS = 5
 """How long an abandoned upload waits for the parts that are on their way, to abort again what they left."""
-
-T = TypeVar("T")
-
-
-def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
-    """Run in a thread that ends with the program: an interrupted run does not wait for a request to time out."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*arguments))
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="s3", daemon=True).start()
-    return future
 
 
 # Writing
@@ -119,8 +106,7 @@ class S3File:
         self._failure: RepositoryUnreachable | None = None
 
     def write(self, data: bytes) -> None:
-        if self._failure is not None:
-            raise self._failure
+        self._require_wanted()
         view = memoryview(data)
         while view:
             room = part_bytes(len(self._parts)) - self._buffer.tell()
@@ -133,30 +119,35 @@ class S3File:
 
     def finish(self) -> None:
         """Store what is left, and see that all of it is there."""
-        if self._failure is not None:
-            raise self._failure
+        upload = self._upload
+        self._require_wanted()
         with self._failing():
-            if self._upload is None:
+            if upload is None:
                 self._stored = True
                 self._storage.put_file(self._key, self._buffer.getvalue())
             else:
                 if self._buffer.tell():
                     self._send()
-                etags = [part.result() for part in self._parts]
+                etags = [self._result(part) for part in self._parts]
                 self._stored = True
-                self._storage.complete_upload(self._key, self._upload, etags)
+                self._storage.complete_upload(self._key, upload, etags)
             self._storage.require_size(self._key, self._size)
+        try:
+            self._require_wanted()
+        except RepositoryUnreachable:  # given up while the last request was on its way
+            self._storage.delete(self._key)
+            raise
 
     def lock(self, until: datetime) -> None:
         self._storage.versions.lock(self._key, until)
 
     def remove(self) -> None:
-        """Take back what was written, once; writing on fails from here on."""
-        upload, stored = self._upload, self._stored
-        self._upload, self._stored, self._buffer = None, False, io.BytesIO()
+        """Take back what was written, once; writing on fails from here on, also in another thread."""
         self._failure = self._failure or RepositoryUnreachable(
             f"The upload of {self._key} to {self._storage.address} was given up.", hint="Run it again."
         )
+        upload, stored = self._upload, self._stored
+        self._upload, self._stored, self._buffer = None, False, io.BytesIO()
         with suppress(RepositoryUnreachable):
             if upload is not None:
                 full_key = self._storage.full_key(self._key)
@@ -170,11 +161,12 @@ class S3File:
     def _send(self) -> None:
         body = self._buffer.getvalue()
         self._buffer = io.BytesIO()
-        if self._upload is None:
-            self._upload = self._storage.start_upload(self._key)
+        upload = self._upload = self._upload or self._storage.start_upload(self._key)
+        if self._failure is not None:  # given up while the upload was being started: what follows raises it
+            self._storage.abort(self._storage.full_key(self._key), upload)
         self._wait_for_room(len(body))
         number = len(self._parts) + 1
-        self._parts.append(in_background(self._storage.put_part, self._key, self._upload, number, body))
+        self._parts.append(in_background(self._storage.put_part, self._key, upload, number, body))
 
     def _wait_for_room(self, size: int) -> None:
         """Until this part, the next one and those on their way fit; raises what went wrong with any."""
@@ -183,8 +175,20 @@ class S3File:
             if part.done():
                 part.result()
         while len(on_their_way := [part for part in self._parts if not part.done()]) >= together:
-            for part in wait(on_their_way, return_when=FIRST_COMPLETED).done:
+            for part in wait(on_their_way, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
                 part.result()
+            self._require_wanted()
+        self._require_wanted()
+
+    def _result(self, part: Future[str]) -> str:
+        while not part.done():
+            wait([part], timeout=LOOK_SECONDS)
+            self._require_wanted()
+        return part.result()
+
+    def _require_wanted(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

@@ -1,0 +1,47 @@
+"""Work in threads that end with the program: an interrupted run does not wait for a request to time out."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+
+def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
+    """Begin ``work`` in a thread of its own."""
+    future: Future[T] = Future()
+    threading.Thread(target=_run, args=(future, work, *arguments), name="background", daemon=True).start()
+    return future
+
+
+def in_parallel(work: Callable[[Item], T], items: Sequence[Item], *, workers: int) -> Iterator[T]:
+    """``work`` of every item, in their order, by several threads."""
+    futures: list[Future[T]] = [Future() for _ in items]
+    left = iter(list(zip(items, futures, strict=True)))
+    taking = threading.Lock()
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            with taking:
+                item, future = next(left, (None, None))
+            if future is None:
+                return
+            _run(future, work, item)
+
+    for _ in range(min(workers, len(futures))):
+        threading.Thread(target=run, name="background", daemon=True).start()
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        ended.set()
+
+
+def _run(future: "Future[T]", work: Callable[..., T], *arguments: Any) -> None:
+    try:
+        future.set_result(work(*arguments))
+    except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+        future.set_exception(error)
