@@ -6,7 +6,7 @@ from datetime import datetime
 
 from opsctl.errors import OpsctlError
 from opsctl.repository import Catalog, Incomplete, Repository, StoredBackup
-from opsctl.retention import Candidate, Policy, plan_prune
+from opsctl.retention import Policy, candidate, plan_prune
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,12 @@ def plan(
             if databases and database not in databases:
                 continue
             mine = {each.manifest.id: each for each in stored if each.manifest.database == database}
-            decisions = plan_prune(map(_candidate, mine.values()), policies[repository], now=now)
+            decisions = plan_prune(map(candidate, mine.values()), policies[repository], now=now)
             lines += [(each.keep, _line(mine[each.id], each.reasons)) for each in decisions]
         lines += [(False, _orphan_line(each, now)) for each in catalog.incomplete if each.is_orphan(now)]
     lines.sort(key=lambda each: (each[1].created_at, each[1].id), reverse=True)
     return PrunePlan(
         keep=tuple(line for keep, line in lines if keep), remove=tuple(line for keep, line in lines if not keep)
-    )
-
-
-def _candidate(stored: StoredBackup) -> Candidate:
-    return Candidate(
-        id=stored.manifest.id,
-        created_at=stored.manifest.created_at,
-        pinned=stored.pinned,
-        proven=stored.proven.level if stored.proven else None,
-        failed=stored.failed,
-        server=stored.manifest.system_identifier,
     )
 
 

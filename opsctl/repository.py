@@ -8,13 +8,14 @@ catalog.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Literal, cast
 from urllib.parse import quote, unquote
 
-from opsctl.background import in_parallel
+from opsctl.background import in_background, in_parallel
 from opsctl.errors import BackupDamaged, Refused, RemovalRefused, RepositoryUnreachable
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, format_time, parse_manifest
 from opsctl.storage import Entry, Publication, Storage, locked_text
@@ -72,6 +73,12 @@ class Evidence:
     level: EvidenceLevel
     passed: bool
     at: datetime
+
+    @property
+    def key(self) -> str:
+        """Where it lies in the backup's folder."""
+        outcome = "pass" if self.passed else "fail"
+        return f"evidence/{self.at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}-{self.level}-{outcome}.json"
 
 
 @dataclass(frozen=True)
@@ -306,11 +313,17 @@ class Repository:
         self, manifest: Manifest, level: EvidenceLevel, outcome: Literal["pass", "fail"], *, at: datetime, details: Any
     ) -> None:
         """Add what was proven, or disproven, to the backup."""
-        name = f"{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}-{level}-{outcome}.json"
         body = {"schema": 1, "backup_id": manifest.id, "level": level, "outcome": outcome, "at": format_time(at)}
-        self.storage.create(
-            f"{_folder(manifest)}/evidence/{name}", json.dumps({**body, "details": details}, indent=2).encode()
-        )
+        data = json.dumps({**body, "details": details}, indent=2).encode()
+        self.add_evidence(manifest, Evidence(level, outcome == "pass", at), data)
+
+    def add_evidence(self, manifest: Manifest, evidence: Evidence, data: bytes) -> None:
+        """Evidence as it stands elsewhere. Raises FileExistsError."""
+        self.storage.create(f"{_folder(manifest)}/{evidence.key}", data)
+
+    def read_evidence(self, manifest: Manifest, evidence: Evidence) -> bytes:
+        """What stands in it. Raises FileNotFoundError."""
+        return self.storage.read(f"{_folder(manifest)}/{evidence.key}")
 
     def locked_until(self, manifest: Manifest) -> datetime | None:
         """Until when nobody can remove the backup; None if it is not locked."""
@@ -347,28 +360,47 @@ class Upload:
 
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest and let the backup exist."""
-        self._publication.publish(MANIFEST, manifest.to_json())
+        self.publish_raw(manifest.to_json())
+
+    def publish_raw(self, manifest: bytes) -> None:
+        """The same for a manifest that was written before, to the byte. Raises FileExistsError."""
+        self._publication.publish(MANIFEST, manifest)
 
     def abandon(self) -> None:
         self._publication.abandon()
 
 
-def read_all(repositories: Iterable[Repository], databases: Sequence[str] = ()) -> Catalog:
-    """The catalog of several repositories, each backup once with all its copies.
+def read_each(
+    repositories: Iterable[Repository], databases: Sequence[str] = (), *, patience_seconds: float | None = None
+) -> tuple[dict[str, Catalog], dict[str, RepositoryUnreachable]]:
+    """The catalog of each repository, and the errors of those that do not answer (in time, if that is bounded).
 
-    One that does not answer is named in ``unreachable``; raises RepositoryUnreachable when none is left.
+    All are asked at once. Raises RepositoryUnreachable when none answers.
     """
+    asked = {repository.name: in_background(repository.catalog, databases) for repository in repositories}
+    wait(asked.values(), timeout=patience_seconds)
     catalogs: dict[str, Catalog] = {}
     unreachable: dict[str, RepositoryUnreachable] = {}
-    asked = list(repositories)
-    for repository in asked:
+    for name, answer in asked.items():
         try:
-            catalogs[repository.name] = repository.catalog(databases)
+            catalogs[name] = answer.result(timeout=0)
         except RepositoryUnreachable as error:
-            unreachable[repository.name] = error
-    if asked and len(unreachable) == len(asked):
+            unreachable[name] = error
+        except TimeoutError:
+            unreachable[name] = RepositoryUnreachable(
+                f"The repository {name} was not listed within {patience_seconds:g} seconds.",
+                hint="Is it reachable, and is the link fast enough?",
+            )
+    if asked and not catalogs:
         raise next(iter(unreachable.values()))
-    return merged(catalogs, unreachable)
+    return catalogs, unreachable
+
+
+def read_all(
+    repositories: Iterable[Repository], databases: Sequence[str] = (), *, patience_seconds: float | None = None
+) -> Catalog:
+    """The catalog of several repositories, each backup once with all its copies; see :func:`read_each`."""
+    return merged(*read_each(repositories, databases, patience_seconds=patience_seconds))
 
 
 def merged(catalogs: Mapping[str, Catalog], unreachable: dict[str, RepositoryUnreachable]) -> Catalog:

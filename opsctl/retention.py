@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel
+from opsctl.repository import Backup, StoredBackup
 
 RULES: dict[str, Callable[[int, datetime], str]] = {
     "last": lambda rank, _: str(rank),
@@ -75,6 +76,18 @@ class Candidate:
     proven: EvidenceLevel | None = None
     failed: bool = False
     server: str | None = None
+
+
+def candidate(backup: StoredBackup | Backup) -> Candidate:
+    """A backup as retention sees it."""
+    return Candidate(
+        id=backup.manifest.id,
+        created_at=backup.manifest.created_at,
+        pinned=backup.pinned,
+        proven=backup.proven.level if backup.proven else None,
+        failed=backup.failed,
+        server=backup.manifest.system_identifier,
+    )
 
 
 @dataclass(frozen=True)

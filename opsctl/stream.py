@@ -116,16 +116,25 @@ def load(file: StoredFile, reader: BinaryIO, advance: Advance, identities: Ident
         raise _damaged(file, "what it decompresses to is not what was dumped")
 
 
-def _stored_pieces(reader: BinaryIO, stored: "_Digest") -> Generator[bytes, None, None]:
+class Reader(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+def _stored_pieces(reader: Reader, stored: "_Digest") -> Generator[bytes, None, None]:
     while piece := reader.read(READ_BYTES):
         stored.update(piece)
         yield piece
 
 
-def check_stored(file: StoredFile, reader: BinaryIO, advance: Advance) -> None:
-    """Read a stored file whole and compare size and SHA-256 with the manifest. Raises BackupDamaged."""
+def check_stored(file: StoredFile, reader: Reader, advance: Advance, writer: Writer | None = None) -> None:
+    """Read a stored file whole, into ``writer`` if there is one, and compare size and SHA-256 with the manifest.
+
+    Raises BackupDamaged, after what is damaged has been written.
+    """
     stored = _Digest()
     for piece in _stored_pieces(reader, stored):
+        if writer is not None:
+            writer.write(piece)
         advance(len(piece))
     if stored.bytes != file.stored_bytes:
         raise _damaged(file, f"it has {stored.bytes} bytes instead of {file.stored_bytes}")

@@ -22,8 +22,8 @@ QUEUE_BYTES = 16 << 20
 """How far a repository may be behind the dump: as much as a part of an S3 upload, so that sending one is no wait."""
 
 PATIENCE_SECONDS = 60.0
-"""How long the others wait for one repository, in total: pg_dump holds its locks meanwhile. Long enough for a hiccup, and
-for a small backup to get through a slow link; short enough for whoever waits for those locks."""
+"""How long the others wait for one repository, in total: pg_dump holds its locks meanwhile. Long enough for a hiccup,
+and for a small backup to get through a slow link; short enough for whoever waits for those locks."""
 
 ABANDON_SECONDS = 10
 """How long an upload that was given up may take to clean up behind itself."""

@@ -5,7 +5,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from opsctl import __version__
-from opsctl.cli import backup, catalog, demo, doctor, explain, keygen, prune, restore, services, verify
+from opsctl.cli import backup, catalog, demo, doctor, explain, keygen, prune, restore, services, sync, verify
 from opsctl.cli.boundary import Body, command, run_command
 from opsctl.cli.session import Options, Session
 from opsctl.errors import ExitCode, UsageError
@@ -21,6 +21,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("verify", BACKUPS, verify.verify),
     ("restore", BACKUPS, restore.restore),
     ("export", BACKUPS, catalog.export),
+    ("sync", BACKUPS, sync.sync),
     ("prune", BACKUPS, prune.prune),
     ("pin", BACKUPS, catalog.pin),
     ("unpin", BACKUPS, catalog.unpin),

@@ -1,15 +1,19 @@
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from opsctl.cli.output import Outcome, duration, size
-from opsctl.errors import ExitCode, OpsctlError
+from opsctl.cli.sync import copied_entry, described, synchronise
+from opsctl.errors import ExitCode, OpsctlError, RepositoryUnreachable
 
 if TYPE_CHECKING:
     from opsctl.backup import TakenBackup
     from opsctl.cli.session import Session
     from opsctl.manifest import Manifest
     from opsctl.prune import Line, Pruned
+    from opsctl.repository import Catalog
+    from opsctl.sync import Copied, Synced
 
 Databases = Annotated[
     list[str] | None, typer.Argument(metavar="DATABASE", help="Configured databases; all of them by default.")
@@ -24,7 +28,7 @@ MAX_CLOCK_SKEW_SECONDS = 300
 
 
 def backup(session: "Session", databases: Databases = None, new_server: NewServer = False) -> Outcome:
-    """Take a backup of each database and apply the retention.
+    """Take a backup of each database, copy what repositories lack, and apply the retention.
 
     Every database has its own outcome: one that fails stops no other.
 
@@ -34,6 +38,7 @@ def backup(session: "Session", databases: Databases = None, new_server: NewServe
     results: list[dict[str, Any]] = []
     errors: list[OpsctlError] = []
     text: list[str] = []
+    copied: list[Copied] = []
     pruned: list[Line] = []
     attention = False
     for name in names:
@@ -46,16 +51,25 @@ def backup(session: "Session", databases: Databases = None, new_server: NewServe
             results.append(_failure(name, error))
             text.append(f"[failed] {name}: {error.message}")
             continue
+        catalogs, unlisted = _listed(session, name, taken)
+        synced = _sync(session, name, taken, catalogs)
+        taken = _caught_up(taken, synced)
+        copied += synced.copied
         results.append(_success(taken))
         text += _described(taken)
-        rotation = _rotate(session, name, taken.clock_skew_seconds)
+        text += [f"  {line[0].lower()}{line[1:]}" for line in described(synced)]
+        rotation = _rotate(session, name, taken.clock_skew_seconds, catalogs, unlisted)
         pruned += rotation.removed
         text += [f"  pruned {line.id} from {line.repository}" for line in rotation.removed]
         text += [f"  could not prune {identifier}: {error.message}" for identifier, error in rotation.failures.items()]
         forgotten = _forget(session, name)
         text += [f"  dropped {each}, put aside by a restore (keep_previous)" for each in forgotten]
-        attention = attention or bool(taken.failures or rotation.failures or taken.needs_attention)
-    result = {"backups": results, "pruned": [{"id": line.id, "repository": line.repository} for line in pruned]}
+        attention = attention or bool(taken.failures or synced.failures or rotation.failures or taken.needs_attention)
+    result = {
+        "backups": results,
+        "copied": [copied_entry(each) for each in copied],
+        "pruned": [{"id": line.id, "repository": line.repository} for line in pruned],
+    }
     fields: dict[str, Any] = {"database": ",".join(names)}
     if len(results) == 1 and not errors:
         fields |= {"backup_id": results[0]["id"], "bytes": results[0]["bytes"]}
@@ -98,6 +112,9 @@ def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
         session.output.stop_progress()
     for repository, error in taken.failures.items():
         session.log().error("repository.failed", repository=repository, database=name, message=error.message)
+    for repository in taken.slow:
+        message = "it did not keep up with the dump; the backup is copied there now"
+        session.log().warning("repository.slow", repository=repository, database=name, message=message)
     for warning in taken.warnings:
         session.log().warning("backup.warning", database=name, message=warning)
     return taken
@@ -106,33 +123,77 @@ def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
 def _newest(session: "Session", name: str) -> "Manifest | None":
     """The newest backup of this database: its size is the best estimate, its server the one to expect."""
     from opsctl.repository import read_all
+    from opsctl.uploads import PATIENCE_SECONDS
 
     try:
-        backups = read_all(session.repositories_of(name), [name]).backups
+        backups = read_all(session.repositories_of(name), [name], patience_seconds=PATIENCE_SECONDS).backups
     except OpsctlError:
         return None  # the backup itself will say what is wrong
     now = session.clock()
     return next((backup.manifest for backup in backups if backup.created_at <= now), None)
 
 
-def _rotate(session: "Session", name: str, clock_skew_seconds: float) -> "Pruned":
+def _listed(
+    session: "Session", name: str, taken: "TakenBackup"
+) -> "tuple[dict[str, Catalog], dict[str, RepositoryUnreachable]]":
+    """What the repositories hold now; those that do not answer are neither copied to nor pruned."""
+    from opsctl.repository import read_each
+    from opsctl.uploads import PATIENCE_SECONDS
+
+    repositories = session.repositories_of(name)
+    # One that failed may be a full disk, which wants to be pruned, or a black hole, which has cost enough time.
+    patience = PATIENCE_SECONDS if taken.failures else None
+    try:
+        return read_each(repositories, [name], patience_seconds=patience)
+    except RepositoryUnreachable as error:
+        return {}, dict.fromkeys((each.name for each in repositories), error)
+
+
+def _sync(session: "Session", name: str, taken: "TakenBackup", catalogs: "dict[str, Catalog]") -> "Synced":
+    """Copy what repositories lack, the slow ones the new backup; those that just failed are left to the next run."""
+    from opsctl.sync import Synced
+
+    wanted = [repository for repository in catalogs if repository not in taken.failures]
+    if len(catalogs) < 2 or not wanted:
+        return Synced()
+    synced = synchronise(session, {name: wanted}, catalogs)
+    for repository in {each.to for each in synced.copied}:
+        try:
+            catalogs[repository] = session.repositories[repository].catalog([name])
+        except RepositoryUnreachable:
+            del catalogs[repository]  # nothing there is pruned without having seen the copies
+    return synced
+
+
+def _caught_up(taken: "TakenBackup", synced: "Synced") -> "TakenBackup":
+    """Where the new backup is once the slow repositories were given their copies."""
+    errors = {each.to: each.error for each in synced.failures if each.id in {None, taken.manifest.id}}
+    behind = OpsctlError("It did not keep up with the dump.", hint="`opsctl sync` copies the backup there.")
+    failures = {name: errors.get(name, behind) for name in taken.slow}
+    for each in synced.copied:
+        if each.id == taken.manifest.id:
+            failures.pop(each.to, None)
+    caught_up = tuple(name for name in taken.slow if name not in failures)
+    return replace(taken, stored_in=(*taken.stored_in, *caught_up), failures={**taken.failures, **failures})
+
+
+def _rotate(
+    session: "Session",
+    name: str,
+    clock_skew_seconds: float,
+    catalogs: "dict[str, Catalog]",
+    unlisted: "dict[str, RepositoryUnreachable]",
+) -> "Pruned":
     """Apply each repository's retention to this database; rotation never fails a backup that was taken."""
     from opsctl.prune import Pruned, execute, plan
 
-    failures: dict[str, OpsctlError] = {}
     if abs(clock_skew_seconds) > MAX_CLOCK_SKEW_SECONDS:
         message = f"this host's clock and the server's are {abs(clock_skew_seconds):.0f} s apart; nothing was pruned"
         session.log().error("clock.skew", database=name, message=message)
         return Pruned((), {"anything": OpsctlError(message, hint="Set both clocks by NTP.")})
-    catalogs = {}
-    repositories = session.repositories_of(name)
-    for repository in repositories:
-        try:
-            catalogs[repository.name] = repository.catalog([name])
-        except OpsctlError as error:
-            failures[repository.name] = error
-    pruned = execute(plan(catalogs, session.policies, now=session.clock(), databases=[name]), repositories)
-    return Pruned(pruned.removed, {**failures, **pruned.failures})
+    decided = plan(catalogs, session.policies, now=session.clock(), databases=[name])
+    pruned = execute(decided, session.repositories_of(name))
+    return Pruned(pruned.removed, {**unlisted, **pruned.failures})
 
 
 def _forget(session: "Session", name: str) -> list[str]:

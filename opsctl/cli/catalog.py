@@ -6,7 +6,7 @@ import typer
 
 from opsctl.cli.files import whole_file
 from opsctl.cli.output import Outcome, age, duration, plain_table, size
-from opsctl.errors import ExitCode, OpsctlError, UsageError
+from opsctl.errors import ExitCode, OpsctlError, RepositoryUnreachable, UsageError
 from opsctl.manifest import choose, format_time
 
 if TYPE_CHECKING:
@@ -25,12 +25,21 @@ OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write t
 
 def read_catalog(session: "Session", databases: list[str] | None = None) -> "Catalog":
     """All repositories' backups; a repository that does not answer is named on stderr."""
-    from opsctl.repository import read_all
+    from opsctl.repository import merged
 
-    catalog = read_all(session.repositories.values(), databases or [])
-    for name, error in catalog.unreachable.items():
+    return merged(*read_catalogs(session, databases))
+
+
+def read_catalogs(
+    session: "Session", databases: list[str] | None = None
+) -> "tuple[dict[str, Catalog], dict[str, RepositoryUnreachable]]":
+    """The same, each repository's apart."""
+    from opsctl.repository import read_each
+
+    catalogs, unreachable = read_each(session.repositories.values(), databases or [])
+    for name, error in unreachable.items():
         session.log().warning("repository.unreachable", repository=name, message=error.message)
-    return catalog
+    return catalogs, unreachable
 
 
 def choose_backup(

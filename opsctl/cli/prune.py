@@ -2,7 +2,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.cli.catalog import read_catalog
+from opsctl.cli.catalog import read_catalogs
 from opsctl.cli.output import Outcome, age, plain_table, size
 from opsctl.errors import ExitCode
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from opsctl.cli.session import Session
     from opsctl.prune import Line, PrunePlan
-    from opsctl.repository import Catalog
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be kept and removed, and why.")]
 
@@ -28,12 +27,12 @@ def prune(session: "Session", dry_run: DryRun = False) -> Outcome:
     """
     from opsctl.prune import execute, plan
 
-    catalog = read_catalog(session)
+    catalogs, unreachable = read_catalogs(session)
     now = session.clock()
-    decided = plan(_by_repository(session, catalog), session.policies, now=now)
+    decided = plan(catalogs, session.policies, now=now)
     result: dict[str, Any] = {"keep": _lines(decided.keep), "remove": _lines(decided.remove), "dry_run": dry_run}
     text: list[RenderableType] = [_table(decided, now, dry_run=dry_run)]
-    code = ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE
+    code = ExitCode.ATTENTION if unreachable else ExitCode.DONE
     if not dry_run:
         pruned = execute(decided, session.repositories.values())
         result["remove"] = _lines(pruned.removed)
@@ -43,19 +42,6 @@ def prune(session: "Session", dry_run: DryRun = False) -> Outcome:
             session.log().error("prune.failed", backup_id=key, message=error.message)
         code = ExitCode.ATTENTION if pruned.failures else code
     return Outcome(result, text, code, fields={"kept": len(decided.keep), "removed": len(result["remove"])})
-
-
-def _by_repository(session: "Session", catalog: "Catalog") -> dict[str, "Catalog"]:
-    """The merged catalog taken apart again: each repository has its own policy."""
-    from opsctl.repository import Backup, Catalog
-
-    parts = {name: Catalog() for name in session.repositories if name not in catalog.unreachable}
-    for backup in catalog.backups:
-        for copy in backup.copies:
-            parts[copy.repository].backups.append(Backup((copy,)))
-    for incomplete in catalog.incomplete:
-        parts[incomplete.repository].incomplete.append(incomplete)
-    return parts
 
 
 def _lines(lines: "Iterable[Line]") -> list[dict[str, Any]]:
