@@ -1,12 +1,17 @@
 """Apply retention to repositories: plan (nothing is touched), show, execute."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from opsctl.errors import OpsctlError
+from opsctl.errors import OpsctlError, UsageError
+from opsctl.manifest import format_time
 from opsctl.repository import Catalog, Incomplete, Repository, StoredBackup
 from opsctl.retention import Policy, candidate, plan_prune
+
+PLAN_SCHEMA = "opsctl.prune-plan/1"
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,14 @@ class Line:
     backup: StoredBackup | None = None
     orphan: Incomplete | None = None
 
+    @property
+    def place(self) -> "Place":
+        return self.repository, self.id
+
+
+Place = tuple[str, str]
+"""A repository, and the id of what is in it."""
+
 
 @dataclass(frozen=True)
 class PrunePlan:
@@ -33,8 +46,8 @@ class PrunePlan:
 
 @dataclass(frozen=True)
 class Pruned:
-    removed: tuple[Line, ...]
-    failures: dict[str, OpsctlError]
+    removed: tuple[Line, ...] = ()
+    failures: tuple[tuple[Line, OpsctlError], ...] = ()
 
 
 def plan(
@@ -86,7 +99,7 @@ def execute(plan: PrunePlan, repositories: Iterable[Repository]) -> Pruned:
     """Remove what the plan says, oldest first; one that cannot be removed does not stop the others."""
     by_name = {repository.name: repository for repository in repositories}
     removed: list[Line] = []
-    failures: dict[str, OpsctlError] = {}
+    failures: list[tuple[Line, OpsctlError]] = []
     for line in reversed(plan.remove):
         try:
             if line.backup is not None:
@@ -95,5 +108,60 @@ def execute(plan: PrunePlan, repositories: Iterable[Repository]) -> Pruned:
                 by_name[line.repository].remove_orphan(line.orphan)
             removed.append(line)
         except OpsctlError as error:
-            failures[line.id] = error
-    return Pruned(tuple(reversed(removed)), failures)
+            failures.append((line, error))
+    return Pruned(tuple(reversed(removed)), tuple(failures))
+
+
+# A plan as a file: looked at by a person, and applied later
+
+
+def written_plan(plan: PrunePlan, *, made_at: datetime) -> bytes:
+    """The plan as a JSON document."""
+    entries = {
+        part: [{"id": line.id, "repository": line.repository, "reasons": list(line.reasons)} for line in lines]
+        for part, lines in (("keep", plan.keep), ("remove", plan.remove))
+    }
+    document = {"schema": PLAN_SCHEMA, "made_at": format_time(made_at), **entries}
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_plan(data: bytes, *, where: str) -> frozenset[Place]:
+    """What such a document would remove. Raises UsageError that names it."""
+    try:
+        return _removals(json.loads(data))
+    except (ValueError, LookupError, TypeError) as error:
+        raise UsageError(
+            f"{where} is no plan of opsctl prune ({type(error).__name__}: {error}).",
+            hint="`opsctl prune --plan FILE` writes one.",
+        ) from error
+
+
+def _removals(document: Any) -> frozenset[Place]:
+    if document["schema"] != PLAN_SCHEMA:
+        raise ValueError(f"its schema is {document['schema']!r}")
+    removals = frozenset((each["repository"], each["id"]) for each in document["remove"])
+    if not all(isinstance(name, str) for place in removals for name in place):
+        raise ValueError("its entries are no names")
+    return removals
+
+
+def narrowed(plan: PrunePlan, agreed: frozenset[Place], catalogs: Mapping[str, Catalog], now: datetime) -> PrunePlan:
+    """Of a plan made now, what was agreed to before. What else is due stays, and says so."""
+    due = {line.place for line in plan.remove}
+    others = [
+        replace(line, reasons=("not in the plan file", *line.reasons))
+        for line in plan.remove
+        if line.place not in agreed
+    ]
+    revived = [
+        replace(_orphan_line(each, now), reasons=(_why_no_orphan(each),))
+        for catalog in catalogs.values()
+        for each in catalog.incomplete
+        if (each.repository, each.id) in agreed - due
+    ]
+    keep = sorted((*plan.keep, *others, *revived), key=lambda line: (line.created_at, line.id), reverse=True)
+    return PrunePlan(keep=tuple(keep), remove=tuple(line for line in plan.remove if line.place in agreed))
+
+
+def _why_no_orphan(incomplete: Incomplete) -> str:
+    return "incomplete, and written to since" if incomplete.reason == "interrupted" else incomplete.reason

@@ -265,3 +265,93 @@ def test_a_policy_that_cannot_be_read_is_a_configuration_error(run_opsctl, histo
 def test_nothing_to_prune(run_opsctl):
     """An empty repository is no error."""
     assert "There are no backups yet." in run_opsctl("prune").stdout
+
+
+# A plan as a file
+
+
+def test_a_plan_is_written_and_carried_out(run_opsctl, history):
+    """``--plan`` removes nothing; ``--apply`` removes exactly what the file says, not what has become due since."""
+    configure(run_opsctl, "keep_last = 4")
+    plan = run_opsctl.work / "plan.json"
+    plan.write_text("an older one")
+    planned = prune(run_opsctl, "--plan", "plan.json")
+    document = json.loads(plan.read_text())
+
+    assert plan.stat().st_mode & 0o777 == 0o600
+    assert document["schema"] == "opsctl.prune-plan/1"
+    assert document["made_at"].endswith("Z")
+    assert (document["keep"], document["remove"]) == (planned["keep"], planned["remove"])
+    assert [each["id"] for each in document["remove"]] == [each.id for each in history[4:]]
+    assert len(on_disk(run_opsctl)) == 7
+
+    configure(run_opsctl, "keep_last = 2")
+    shutil.rmtree(history[6].folder)  # gone already: fine
+    shown = prune(run_opsctl, "--apply", "plan.json", "--dry-run")
+    done = prune(run_opsctl, "--apply", "plan.json")
+    assert ids(shown["remove"]) == ids(done["remove"]) == [history[4].id, history[5].id]
+    assert on_disk(run_opsctl) == {each.id for each in history[:4]}
+    reasons = {each["id"]: each["reasons"] for each in done["keep"]}
+    assert reasons[history[3].id] == ["not in the plan file", "kept by no rule"]
+    assert ids(prune(run_opsctl)["remove"]) == [history[2].id, history[3].id]
+
+
+def test_guarantees_win_over_a_plan(run_opsctl, history):
+    """What has become the newest good, a pinned or a proven backup since is kept and named; exit code 3."""
+    configure(run_opsctl, "keep_last = 1")
+    orphan = history[0].folder.parent / ".was-20260101T000000Z-0000.partial"
+    orphan.mkdir()
+    os.utime(orphan, (0, 0))
+    prune(run_opsctl, "--plan", "plan.json")
+    add_evidence(history[0], "stored", "fail")  # the second is the newest good one now
+    (history[3].folder / "pin").touch()
+    add_evidence(history[5], "content", "pass")
+    (orphan / "dump.zst").write_bytes(b"alive")
+    run = run_opsctl("prune", "--apply", "plan.json", "--json")
+
+    assert run.returncode == 3, run
+    kept = {each["id"]: each["reasons"] for each in run.json["result"]["keep"]}
+    assert kept == {
+        history[0].id: ["failed verification, no newer good one exists"],
+        history[1].id: ["last 1", "newest good"],
+        history[3].id: ["pinned"],
+        history[5].id: [f"newest proven {level}" for level in ("restored or better", "counted or better", "content")],
+        "was-20260101T000000Z-0000": ["incomplete, and written to since"],
+    }
+    assert on_disk(run_opsctl) == {history[index].id for index in (0, 1, 3, 5)}
+    assert orphan.exists()
+    assert f"Kept {history[1].id}" in run_opsctl("prune", "--apply", "plan.json").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "No such file"),
+        ("{", "is no plan"),
+        ("[]", "is no plan"),
+        ('{"schema": "opsctl.prune/1", "remove": []}', "its schema is 'opsctl.prune/1'"),
+        ('{"schema": "opsctl.prune-plan/1", "remove": [{"id": "x"}]}', "is no plan"),
+        ('{"schema": "opsctl.prune-plan/1", "remove": [{"id": 1, "repository": "local"}]}', "is no plan"),
+        ('{"schema": "opsctl.prune-plan/1", "remove": [{"id": "x", "repository": "gone"}]}', "'gone'"),
+    ],
+)
+def test_what_is_no_plan(run_opsctl, history, text, words):
+    """2, the file named; nothing is removed."""
+    configure(run_opsctl, "keep_last = 1")
+    if text is not None:
+        (run_opsctl.work / "plan.json").write_text(text)
+    run = run_opsctl("prune", "--apply", "plan.json", "--json")
+
+    assert run.returncode == 2, run
+    assert "plan.json" in run.json["error"]["message"]
+    assert words in run.json["error"]["message"]
+    assert run.json["error"]["hint"]
+    assert len(on_disk(run_opsctl)) == 7
+
+
+def test_a_plan_that_cannot_be_written(run_opsctl, history):
+    """An error with the file's name, and nothing half-written."""
+    run = run_opsctl("prune", "--plan", "nowhere/plan.json", "--json")
+    assert run.returncode == 1, run
+    assert "nowhere/plan.json" in run.json["error"]["message"]
+    assert run_opsctl("prune", "--plan", "a", "--apply", "b").returncode == 2

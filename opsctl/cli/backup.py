@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from opsctl.backup import TakenBackup
     from opsctl.cli.session import Session
     from opsctl.manifest import Manifest
-    from opsctl.prune import Line, Pruned
+    from opsctl.prune import Line
     from opsctl.repository import Catalog
     from opsctl.sync import Copied, Synced
 
@@ -61,10 +61,10 @@ def backup(session: "Session", databases: Databases = None, new_server: NewServe
         rotation = _rotate(session, name, taken.clock_skew_seconds, catalogs, unlisted)
         pruned += rotation.removed
         text += [f"  pruned {line.id} from {line.repository}" for line in rotation.removed]
-        text += [f"  could not prune {identifier}: {error.message}" for identifier, error in rotation.failures.items()]
+        text += [f"  could not prune {problem}" for problem in rotation.problems]
         forgotten = _forget(session, name)
         text += [f"  dropped {each}, put aside by a restore (keep_previous)" for each in forgotten]
-        attention = attention or bool(taken.failures or synced.failures or rotation.failures or taken.needs_attention)
+        attention = attention or bool(taken.failures or synced.failures or rotation.problems or taken.needs_attention)
     result = {
         "backups": results,
         "copied": [copied_entry(each) for each in copied],
@@ -177,23 +177,31 @@ def _caught_up(taken: "TakenBackup", synced: "Synced") -> "TakenBackup":
     return replace(taken, stored_in=(*taken.stored_in, *caught_up), failures={**taken.failures, **failures})
 
 
+@dataclass(frozen=True)
+class _Rotation:
+    removed: tuple["Line", ...] = ()
+    problems: tuple[str, ...] = ()
+
+
 def _rotate(
     session: "Session",
     name: str,
     clock_skew_seconds: float,
     catalogs: "dict[str, Catalog]",
     unlisted: "dict[str, RepositoryUnreachable]",
-) -> "Pruned":
+) -> _Rotation:
     """Apply each repository's retention to this database; rotation never fails a backup that was taken."""
-    from opsctl.prune import Pruned, execute, plan
+    from opsctl.prune import execute, plan
 
     if abs(clock_skew_seconds) > MAX_CLOCK_SKEW_SECONDS:
         message = f"this host's clock and the server's are {abs(clock_skew_seconds):.0f} s apart; nothing was pruned"
         session.log().error("clock.skew", database=name, message=message)
-        return Pruned((), {"anything": OpsctlError(message, hint="Set both clocks by NTP.")})
+        return _Rotation(problems=(f"anything: {message}",))
     decided = plan(catalogs, session.policies, now=session.clock(), databases=[name])
     pruned = execute(decided, session.repositories_of(name))
-    return Pruned(pruned.removed, {**unlisted, **pruned.failures})
+    problems = [f"{repository}: {error.message}" for repository, error in unlisted.items()]
+    problems += [f"{line.id} in {line.repository}: {error.message}" for line, error in pruned.failures]
+    return _Rotation(pruned.removed, tuple(problems))
 
 
 def _forget(session: "Session", name: str) -> list[str]:

@@ -1,10 +1,12 @@
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from opsctl.cli.catalog import read_catalogs
 from opsctl.cli.output import Outcome, age, plain_table, size
-from opsctl.errors import ExitCode
+from opsctl.errors import ExitCode, OpsctlError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,35 +15,90 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from opsctl.cli.session import Session
-    from opsctl.prune import Line, PrunePlan
+    from opsctl.prune import Line, Place, PrunePlan
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be kept and removed, and why.")]
+PlanFile = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE", help="Remove nothing; write what would be done to this file.")
+]
+ApplyFile = Annotated[
+    Path | None,
+    typer.Option("--apply", metavar="FILE", help="Remove only what this file says, and only what is still due."),
+]
 
 
-def prune(session: "Session", dry_run: DryRun = False) -> Outcome:
+def prune(
+    session: "Session", dry_run: DryRun = False, plan_file: PlanFile = None, apply_file: ApplyFile = None
+) -> Outcome:
     """Apply the retention: remove the backups no rule keeps, and what interrupted backups left behind.
 
-    The newest good backup and the newest proven ones stay, whatever the rules say.
+    The newest good backup and the newest proven ones stay, whatever the rules, or a plan file, say.
 
     Example: [bold]opsctl prune --dry-run[/bold]
     """
-    from opsctl.prune import execute, plan
+    from opsctl.prune import Pruned, execute, narrowed, plan, written_plan
 
+    if plan_file and apply_file:
+        raise UsageError("--plan writes a plan, --apply carries one out: use one of them.")
+    agreed = _agreed(session, apply_file) if apply_file else None
     catalogs, unreachable = read_catalogs(session)
     now = session.clock()
     decided = plan(catalogs, session.policies, now=now)
-    result: dict[str, Any] = {"keep": _lines(decided.keep), "remove": _lines(decided.remove), "dry_run": dry_run}
-    text: list[RenderableType] = [_table(decided, now, dry_run=dry_run)]
-    code = ExitCode.ATTENTION if unreachable else ExitCode.DONE
-    if not dry_run:
-        pruned = execute(decided, session.repositories.values())
-        result["remove"] = _lines(pruned.removed)
-        result["failures"] = [{"id": key, "error": error.message} for key, error in pruned.failures.items()]
-        text += [f"Could not remove {key}: {error.message}" for key, error in pruned.failures.items()]
-        for key, error in pruned.failures.items():
-            session.log().error("prune.failed", backup_id=key, message=error.message)
-        code = ExitCode.ATTENTION if pruned.failures else code
-    return Outcome(result, text, code, fields={"kept": len(decided.keep), "removed": len(result["remove"])})
+    if agreed is not None:
+        decided = narrowed(decided, agreed, catalogs, now)
+    only_shown = dry_run or plan_file is not None
+    pruned = Pruned() if only_shown else execute(decided, session.repositories.values())
+    withdrawn = [line for line in decided.keep if agreed and line.place in agreed]
+    result = {
+        "keep": _lines(decided.keep),
+        "remove": _lines(decided.remove if only_shown else pruned.removed),
+        "failures": [{"id": e.id, "repository": e.repository, "error": error.message} for e, error in pruned.failures],
+        "dry_run": only_shown,
+        "plan_file": str(plan_file) if plan_file else None,
+    }
+    text: list[RenderableType] = [_table(decided, now, dry_run=only_shown)]
+    text += [f"Kept {e.id} in {e.repository}, which {apply_file} removes: {', '.join(e.reasons)}" for e in withdrawn]
+    for line, error in pruned.failures:
+        text.append(f"Could not remove {line.id} from {line.repository}: {error.message}")
+        session.log().error("prune.failed", backup_id=line.id, repository=line.repository, message=error.message)
+    if plan_file:
+        _write(plan_file, written_plan(decided, made_at=now))
+        text.append(f"Written to {plan_file}; `opsctl prune --apply {plan_file}` carries it out.")
+    code = ExitCode.ATTENTION if unreachable or withdrawn or pruned.failures else ExitCode.DONE
+    return Outcome(result, text, code, fields={"kept": len(decided.keep), "removed": len(pruned.removed)})
+
+
+def _agreed(session: "Session", path: Path) -> "frozenset[Place]":
+    """What a plan file removes. Raises UsageError."""
+    from opsctl.prune import read_plan
+
+    try:
+        agreed = read_plan(path.read_bytes(), where=str(path))
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}.", hint="`opsctl prune --plan` writes one."
+        ) from error
+    unknown = sorted({repository for repository, _ in agreed} - set(session.repositories))
+    if unknown:
+        raise UsageError(
+            f"{path} names the repository {unknown[0]!r}, which is not configured.",
+            hint="Apply a plan with the configuration it was made with, or make it anew.",
+        )
+    return agreed
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A new file in place of an old one, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OpsctlError(f"{path} cannot be written: {error.strerror}.", hint="Name another file.") from error
 
 
 def _lines(lines: "Iterable[Line]") -> list[dict[str, Any]]:
