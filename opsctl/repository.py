@@ -12,12 +12,14 @@ from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, BinaryIO, Literal, cast
 from urllib.parse import quote, unquote
 
 from opsctl.background import in_background, in_parallel
 from opsctl.errors import BackupDamaged, Refused, RemovalRefused, RepositoryUnreachable
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, format_time, parse_manifest
+from opsctl.manifest_cache import ManifestCache, ManifestReader
 from opsctl.storage import Entry, Publication, Storage, locked_text
 from opsctl.stream import Writer
 
@@ -179,10 +181,13 @@ class Catalog:
 class Repository:
     """A repository by its configured name. Its backups are locked for ``lock_for``, where the storage can do that."""
 
-    def __init__(self, name: str, storage: Storage, lock_for: timedelta | None = None) -> None:
+    def __init__(
+        self, name: str, storage: Storage, lock_for: timedelta | None = None, cache: ManifestCache | None = None
+    ) -> None:
         self.name = name
         self.storage = storage
         self.lock_for = lock_for
+        self._cache = cache
 
     def catalog(self, databases: Sequence[str] = ()) -> Catalog:
         """Every backup, or those of some databases; what cannot be read as one is named as incomplete."""
@@ -191,11 +196,15 @@ class Repository:
         catalog = Catalog(incomplete=list(self._hidden(wanted)))
         hidden = {each.folder for each in catalog.incomplete}
         for folder in folders:
-            for found in in_parallel(self._read, list(self._folders(folder)), workers=READERS):
+            there = list(self._folders(folder))
+            listed = [entry for _, _, entries in there for entry in entries if entry.key.endswith(f"/{MANIFEST}")]
+            manifests = ManifestReader(self.storage, folder, listed, self._cache)
+            for found in in_parallel(partial(self._read, manifests), there, workers=READERS):
                 if isinstance(found, StoredBackup):
                     catalog.backups.append(Backup((found,)))
                 elif found.folder not in hidden:
                     catalog.incomplete.append(found)
+            manifests.remember()
         return catalog
 
     def _hidden(self, databases: Iterable[str]) -> Iterator[Incomplete]:
@@ -220,15 +229,15 @@ class Repository:
         for name in self.storage.folders(database):
             yield database, name, grouped.get(name, [])
 
-    def _read(self, found: tuple[str, str, list[Entry]]) -> StoredBackup | Incomplete:
+    def _read(self, manifests: ManifestReader, found: tuple[str, str, list[Entry]]) -> StoredBackup | Incomplete:
         database, name, entries = found
         prefix = f"{database}/{name}/"
-        keys = {entry.key.removeprefix(prefix) for entry in entries}
+        keys = {entry.key.removeprefix(prefix): entry for entry in entries}
         unpublished = self.storage.unpublished(name)
         reason = "interrupted"
         if MANIFEST in keys and unpublished is None:
             try:
-                manifest = parse_manifest(self.storage.read(prefix + MANIFEST), where=prefix + MANIFEST)
+                manifest = manifests.read(keys[MANIFEST])
                 return StoredBackup(self.name, manifest, PIN in keys, tuple(_evidence(keys)))
             except BackupDamaged as error:
                 reason = error.message

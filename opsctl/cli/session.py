@@ -164,15 +164,17 @@ class Session:
     @cached_property
     def repositories(self) -> dict[str, "Repository"]:
         """All configured repositories by name."""
+        from opsctl.manifest_cache import ManifestCache
         from opsctl.repository import Repository
         from opsctl.storage import open_storage
 
         repositories = {}
+        cache = ManifestCache(self.config.state_path)
         for name in self.config.repositories:
             settings = self.config.repository(name)
             storage = open_storage(settings.url, settings)
             self.redactor.add(storage.secrets())
-            repositories[name] = Repository(name, storage, self._lock_for(name, settings))
+            repositories[name] = Repository(name, storage, self._lock_for(name, settings), cache)
         return repositories
 
     def _lock_for(self, name: str, settings: "RepositorySettings") -> timedelta | None:

@@ -28,11 +28,15 @@ def locked_text(until: datetime) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored file, or one that is being written; its time is the service's own."""
+    """One stored file, or one that is being written; its time is the service's own.
+
+    ``version`` changes with what is in it, where the storage tells such a thing.
+    """
 
     key: str
     bytes: int
     modified_at: datetime
+    version: str | None = None
 
 
 class Writer(Protocol):

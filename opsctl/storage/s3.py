@@ -91,7 +91,8 @@ class S3Storage:
             for page in pages:
                 for each in page.get("Contents", ()):
                     if not each["Key"].endswith("/"):  # what browsers of buckets leave as a "folder"
-                        yield Entry(self.relative(each["Key"]), each["Size"], each["LastModified"].astimezone(UTC))
+                        modified_at = each["LastModified"].astimezone(UTC)
+                        yield Entry(self.relative(each["Key"]), each["Size"], modified_at, each.get("ETag"))
         for upload in self._uploads(inside):
             yield self._entry_of(upload)
 
