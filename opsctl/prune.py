@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from opsctl.errors import OpsctlError, UsageError
+from opsctl.errors import OpsctlError, RemovalRefused, RepositoryUnreachable, UsageError
 from opsctl.manifest import format_time
 from opsctl.repository import Catalog, Incomplete, Repository, StoredBackup
 from opsctl.retention import Policy, candidate, plan_prune
+from opsctl.storage import locked_text
 
 PLAN_SCHEMA = "opsctl.prune-plan/1"
 
@@ -45,9 +46,24 @@ class PrunePlan:
 
 
 @dataclass(frozen=True)
+class Denial:
+    """A repository whose credentials may not delete, and what is due there: a supported set-up, not a fault."""
+
+    repository: str
+    due: tuple[Line, ...]
+    error: RemovalRefused
+
+    @property
+    def message(self) -> str:
+        things = "1 backup is" if len(self.due) == 1 else f"{len(self.due)} backups are"
+        return f"{things} due in {self.repository}, where nothing could be removed: {self.error.message}"
+
+
+@dataclass(frozen=True)
 class Pruned:
     removed: tuple[Line, ...] = ()
     failures: tuple[tuple[Line, OpsctlError], ...] = ()
+    denials: tuple[Denial, ...] = ()
 
 
 def plan(
@@ -95,21 +111,56 @@ def _orphan_line(orphan: Incomplete, now: datetime) -> Line:
     )
 
 
+def sparing_locked(plan: PrunePlan, repositories: Iterable[Repository], now: datetime) -> PrunePlan:
+    """The same plan without what nobody can remove yet: it is kept, and until when is its reason."""
+    by_name = {repository.name: repository for repository in repositories}
+    keep, remove = list(plan.keep), []
+    for line in plan.remove:
+        until = _locked_until(line, by_name[line.repository])
+        if until is not None and until > now:
+            keep.append(replace(line, reasons=(locked_text(until), *line.reasons)))
+        else:
+            remove.append(line)
+    keep.sort(key=lambda line: (line.created_at, line.id), reverse=True)
+    return PrunePlan(tuple(keep), tuple(remove))
+
+
+def _locked_until(line: Line, repository: Repository) -> datetime | None:
+    try:
+        return repository.locked_until(line.backup.manifest) if line.backup is not None else None
+    except RepositoryUnreachable:
+        return None  # the removal looks again, and says why it cannot
+
+
 def execute(plan: PrunePlan, repositories: Iterable[Repository]) -> Pruned:
     """Remove what the plan says, oldest first; one that cannot be removed does not stop the others."""
     by_name = {repository.name: repository for repository in repositories}
     removed: list[Line] = []
     failures: list[tuple[Line, OpsctlError]] = []
+    denied: dict[str, Denial] = {}
     for line in reversed(plan.remove):
+        if line.repository in denied:  # what may not delete one may not delete the others either
+            denial = denied[line.repository]
+            denied[line.repository] = replace(denial, due=(*denial.due, line))
+            continue
         try:
-            if line.backup is not None:
-                by_name[line.repository].remove(line.backup.manifest)
-            elif line.orphan is not None:
-                by_name[line.repository].remove_orphan(line.orphan)
+            _remove(line, by_name[line.repository])
             removed.append(line)
+        except RemovalRefused as error:
+            if error.locked_until is None:
+                denied[line.repository] = Denial(line.repository, (line,), error)
+            else:
+                failures.append((line, error))
         except OpsctlError as error:
             failures.append((line, error))
-    return Pruned(tuple(reversed(removed)), tuple(failures))
+    return Pruned(tuple(reversed(removed)), tuple(failures), tuple(denied.values()))
+
+
+def _remove(line: Line, repository: Repository) -> None:
+    if line.backup is not None:
+        repository.remove(line.backup.manifest)
+    elif line.orphan is not None:
+        repository.remove_orphan(line.orphan)
 
 
 # A plan as a file: looked at by a person, and applied later

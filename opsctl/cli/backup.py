@@ -62,6 +62,7 @@ def backup(session: "Session", databases: Databases = None, new_server: NewServe
         pruned += rotation.removed
         text += [f"  pruned {line.id} from {line.repository}" for line in rotation.removed]
         text += [f"  could not prune {problem}" for problem in rotation.problems]
+        text += [f"  {remark}" for remark in rotation.remarks]
         forgotten = _forget(session, name)
         text += [f"  dropped {each}, put aside by a restore (keep_previous)" for each in forgotten]
         attention = attention or bool(taken.failures or synced.failures or rotation.problems or taken.needs_attention)
@@ -181,6 +182,8 @@ def _caught_up(taken: "TakenBackup", synced: "Synced") -> "TakenBackup":
 class _Rotation:
     removed: tuple["Line", ...] = ()
     problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    """What is as it was set up: credentials that may not delete."""
 
 
 def _rotate(
@@ -191,17 +194,18 @@ def _rotate(
     unlisted: "dict[str, RepositoryUnreachable]",
 ) -> _Rotation:
     """Apply each repository's retention to this database; rotation never fails a backup that was taken."""
-    from opsctl.prune import execute, plan
+    from opsctl.prune import execute, plan, sparing_locked
 
     if abs(clock_skew_seconds) > MAX_CLOCK_SKEW_SECONDS:
         message = f"this host's clock and the server's are {abs(clock_skew_seconds):.0f} s apart; nothing was pruned"
         session.log().error("clock.skew", database=name, message=message)
         return _Rotation(problems=(f"anything: {message}",))
-    decided = plan(catalogs, session.policies, now=session.clock(), databases=[name])
-    pruned = execute(decided, session.repositories_of(name))
+    now, repositories = session.clock(), session.repositories_of(name)
+    decided = sparing_locked(plan(catalogs, session.policies, now=now, databases=[name]), repositories, now)
+    pruned = execute(decided, repositories)
     problems = [f"{repository}: {error.message}" for repository, error in unlisted.items()]
     problems += [f"{line.id} in {line.repository}: {error.message}" for line, error in pruned.failures]
-    return _Rotation(pruned.removed, tuple(problems))
+    return _Rotation(pruned.removed, tuple(problems), tuple(denial.message for denial in pruned.denials))
 
 
 def _forget(session: "Session", name: str) -> list[str]:

@@ -1,10 +1,10 @@
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from opsctl.cli.catalog import read_catalogs
+from opsctl.cli.files import whole_file
 from opsctl.cli.output import Outcome, age, plain_table, size
 from opsctl.errors import ExitCode, OpsctlError, UsageError
 
@@ -36,7 +36,7 @@ def prune(
 
     Example: [bold]opsctl prune --dry-run[/bold]
     """
-    from opsctl.prune import Pruned, execute, narrowed, plan, written_plan
+    from opsctl.prune import Pruned, execute, narrowed, plan, sparing_locked, written_plan
 
     if plan_file and apply_file:
         raise UsageError("--plan writes a plan, --apply carries one out: use one of them.")
@@ -46,6 +46,7 @@ def prune(
     decided = plan(catalogs, session.policies, now=now)
     if agreed is not None:
         decided = narrowed(decided, agreed, catalogs, now)
+    decided = sparing_locked(decided, session.repositories.values(), now)
     only_shown = dry_run or plan_file is not None
     pruned = Pruned() if only_shown else execute(decided, session.repositories.values())
     withdrawn = [line for line in decided.keep if agreed and line.place in agreed]
@@ -53,6 +54,10 @@ def prune(
         "keep": _lines(decided.keep),
         "remove": _lines(decided.remove if only_shown else pruned.removed),
         "failures": [{"id": e.id, "repository": e.repository, "error": error.message} for e, error in pruned.failures],
+        "denied": [
+            {"repository": each.repository, "ids": [line.id for line in each.due], "error": each.error.message}
+            for each in pruned.denials
+        ],
         "dry_run": only_shown,
         "plan_file": str(plan_file) if plan_file else None,
     }
@@ -61,10 +66,14 @@ def prune(
     for line, error in pruned.failures:
         text.append(f"Could not remove {line.id} from {line.repository}: {error.message}")
         session.log().error("prune.failed", backup_id=line.id, repository=line.repository, message=error.message)
+    for denial in pruned.denials:
+        text.append(denial.message)
+        session.log().warning("prune.denied", repository=denial.repository, message=denial.error.message)
     if plan_file:
         _write(plan_file, written_plan(decided, made_at=now))
         text.append(f"Written to {plan_file}; `opsctl prune --apply {plan_file}` carries it out.")
-    code = ExitCode.ATTENTION if unreachable or withdrawn or pruned.failures else ExitCode.DONE
+    needs_attention = unreachable or withdrawn or pruned.failures or pruned.denials
+    code = ExitCode.ATTENTION if needs_attention else ExitCode.DONE
     return Outcome(result, text, code, fields={"kept": len(decided.keep), "removed": len(pruned.removed)})
 
 
@@ -88,16 +97,10 @@ def _agreed(session: "Session", path: Path) -> "frozenset[Place]":
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A new file in place of an old one, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with whole_file(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OpsctlError(f"{path} cannot be written: {error.strerror}.", hint="Name another file.") from error
 
 
