@@ -75,13 +75,18 @@ def plan(
 ) -> PrunePlan:
     """Decide for every repository by its own policy; each database on its own, and each server's backups apart."""
     lines: list[tuple[bool, Line]] = []
+    copies: dict[str, list[StoredBackup]] = {}
+    for catalog in catalogs.values():
+        for backup in catalog.backups:
+            copies.setdefault(backup.id, []).extend(backup.copies)
     for repository, catalog in catalogs.items():
         stored = [copy for backup in catalog.backups for copy in backup.copies]
         for database in sorted({each.manifest.database for each in stored}):
             if databases and database not in databases:
                 continue
             mine = {each.manifest.id: each for each in stored if each.manifest.database == database}
-            decisions = plan_prune(map(candidate, mine.values()), policies[repository], now=now)
+            candidates = [candidate(each, copies[identifier]) for identifier, each in mine.items()]
+            decisions = plan_prune(candidates, policies[repository], now=now)
             lines += [(each.keep, _line(mine[each.id], each.reasons)) for each in decisions]
         lines += [(False, _orphan_line(each, now)) for each in catalog.incomplete if each.is_orphan(now)]
     lines.sort(key=lambda each: (each[1].created_at, each[1].id), reverse=True)

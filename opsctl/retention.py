@@ -78,13 +78,19 @@ class Candidate:
     server: str | None = None
 
 
-def candidate(backup: StoredBackup | Backup) -> Candidate:
-    """A backup as retention sees it."""
+def candidate(backup: StoredBackup | Backup, copies: Iterable[StoredBackup] = ()) -> Candidate:
+    """A backup as retention sees it, ``copies`` of it elsewhere included.
+
+    A pin is for the backup, wherever it was set, and what was proven of one copy is true of the same bytes in another
+    place; only damage concerns that place alone. Else a copy that one repository prunes would be copied there again.
+    """
+    everywhere = [backup, *copies]
+    proofs = [each.proven.level for each in everywhere if each.proven and not backup.failed]
     return Candidate(
         id=backup.manifest.id,
         created_at=backup.manifest.created_at,
-        pinned=backup.pinned,
-        proven=backup.proven.level if backup.proven else None,
+        pinned=any(each.pinned for each in everywhere),
+        proven=max(proofs, key=EVIDENCE_LEVELS.index, default=None),
         failed=backup.failed,
         server=backup.manifest.system_identifier,
     )

@@ -95,7 +95,8 @@ def _missing_in(
     }
     here = [copy for identifier in own for copy in known[identifier] if copy.repository == name]
     begun = {each.id: each for each in catalog.incomplete}
-    candidates = [*map(candidate, here), *map(candidate, intact.values())]
+    candidates = [candidate(copy, known[copy.manifest.id]) for copy in here]
+    candidates += [candidate(backup, known[identifier]) for identifier, backup in intact.items()]
     for decision in plan_prune(candidates, policy, now=now):
         if decision.keep and decision.id in intact:
             yield Missing(name, intact[decision.id], begun.get(decision.id))

@@ -358,6 +358,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("pin, unpin", "pin", "latest")
     run("pin, unpin", "unpin", "latest")
     run("prune", "prune", "--dry-run")
+    run("prune", "prune", "--plan", "plan.json")
     run("prune", "prune")
     saasdb.execute("insert into public.companies (name) values ('one more than in the backup')")
     run("restore", "restore", "latest")  # refused: nobody confirms it
@@ -372,6 +373,11 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("services", "services")
     run("logs", "logs", "bot")
     run("restart", "restart", "bot", "--yes", "bot")
+    (work / "opsctl.toml").write_text(
+        '[databases.saasdb]\nurl_env = "DATABASE_URL"\n'
+        '[repositories.local]\nurl = "b"\n[repositories.second]\nurl = "c"\n'
+    )
+    run("sync", "sync")
     run("demo", "demo")
     return documents
 

@@ -447,7 +447,7 @@ def test_the_counted_rules_are_those_of_restic(store, policy):
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """No sequence of backups, verifications, drills, clock jumps and prunes loses the newest good or a newest proof."""
+    """No sequence of backups, failures, kills, drills, clock jumps and prunes loses the newest good or a proof."""
 
     @initialize()
     def begin(self):
@@ -482,6 +482,21 @@ class AnyHistory(RuleBasedStateMachine):
     def jump_clock(self, hours):
         self.now += timedelta(hours=hours)
 
+    @rule(minutes=st.integers(1, 60 * 30))
+    def fail_or_be_killed(self, minutes):
+        """A run that ends before its manifest is written leaves nothing that retention counts: only time has passed."""
+        self.now += timedelta(minutes=minutes)
+
+    @precondition(lambda self: self.store)
+    @rule(policy=policies, data=st.data())
+    def be_killed_in_prune(self, policy, data):
+        """What goes goes oldest first; the rest of the plan is never carried out."""
+        plan = plan_prune(self.store, policy, now=self.now)
+        going = [decision.id for decision in plan if not decision.keep][::-1]
+        gone = set(going[: data.draw(st.integers(0, len(going)))])
+        assert not list(lost(self.store, [replace(each, keep=each.id not in gone) for each in plan], self.now))
+        self.store = [backup for backup in self.store if backup.id not in gone]
+
     @rule(policy=policies)
     def prune(self, policy):
         plan = plan_prune(self.store, policy, now=self.now)
@@ -492,7 +507,7 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 class TestAnyHistory(AnyHistory.TestCase):
-    """No sequence of backups, verifications, drills, clock jumps and prunes loses the newest good or a newest proof."""
+    """No sequence of backups, failures, kills, drills, clock jumps and prunes loses the newest good or a proof."""
 
     settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
