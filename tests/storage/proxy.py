@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -83,7 +84,15 @@ class Proxy:
                     return act
         return None
 
-    def forward(self, client: socket.socket, first: bytes, *, upto: int | None = None, spoiled: bool = False) -> None:
+    def forward(
+        self,
+        client: socket.socket,
+        first: bytes,
+        *,
+        upto: int | None = None,
+        spoiled: bool = False,
+        bytes_per_second: int | None = None,
+    ) -> None:
         """One request there and its answer back, of which the client gets ``upto`` bytes.
 
         ``spoiled``: a bit of the request's body is another one when it arrives.
@@ -94,7 +103,7 @@ class Proxy:
         with socket.create_connection(self._target) as server:
             self._keep(server)
             server.sendall(first.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-            threading.Thread(target=_pump, args=(client, server, spoiled), daemon=True).start()
+            threading.Thread(target=_pump, args=(client, server, spoiled, bytes_per_second), daemon=True).start()
             left = upto
             with suppress(OSError):
                 while (left is None or left > 0) and (piece := server.recv(PIECE)):
@@ -108,18 +117,20 @@ class Proxy:
 
     def wait(self) -> None:
         """Until the proxy ends."""
-        self._ended.wait(60)
+        self._ended.wait(600)
 
     def _keep(self, connection: socket.socket) -> None:
         with self._lock:
             self._open.add(connection)
 
 
-def _pump(source: socket.socket, sink: socket.socket, spoiled: bool) -> None:
+def _pump(source: socket.socket, sink: socket.socket, spoiled: bool, bytes_per_second: int | None) -> None:
     with suppress(OSError):
         while piece := source.recv(PIECE):
             sink.sendall(_spoil(piece) if spoiled else piece)
             spoiled = False
+            if bytes_per_second is not None:
+                time.sleep(len(piece) / bytes_per_second)
 
 
 def _spoil(piece: bytes) -> bytes:
@@ -165,6 +176,15 @@ def reset(_proxy: Proxy, client: socket.socket, _first: bytes) -> None:
 def stall(proxy: Proxy, _client: socket.socket, _first: bytes) -> None:
     """Nothing, ever: a black hole."""
     proxy.wait()
+
+
+def throttle(bytes_per_second: int) -> Act:
+    """The request goes through, no faster than that."""
+
+    def act(proxy: Proxy, client: socket.socket, first: bytes) -> None:
+        proxy.forward(client, first, bytes_per_second=bytes_per_second)
+
+    return act
 
 
 def truncate(size: int) -> Act:
