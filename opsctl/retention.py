@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel
 from opsctl.repository import Backup, StoredBackup
+
+if TYPE_CHECKING:
+    from opsctl.settings import RetentionSettings
 
 RULES: dict[str, Callable[[int, datetime], str]] = {
     "last": lambda rank, _: str(rank),
@@ -76,6 +80,13 @@ class Candidate:
     proven: EvidenceLevel | None = None
     failed: bool = False
     server: str | None = None
+
+
+def policy_of(settings: "RetentionSettings") -> Policy:
+    """The policy that a configuration asks for."""
+    values = settings.model_dump()
+    within = values.pop("keep_within")
+    return Policy(**values, keep_within=parse_duration(within) if within else None)
 
 
 def candidate(backup: StoredBackup | Backup, copies: Iterable[StoredBackup] = ()) -> Candidate:

@@ -33,6 +33,10 @@ class Missing:
     def stored_bytes(self) -> int:
         return self.backup.manifest.stored_bytes
 
+    def is_under_way(self, now: datetime) -> bool:
+        """Whether somebody is writing it there."""
+        return self.begun is not None and now - self.begun.modified_at < STALLED
+
 
 @dataclass(frozen=True)
 class Copied:
@@ -177,7 +181,7 @@ class _Copying:
                 f"{self._manifest.id} in {self._target.name} is no whole backup: {begun.reason}",
                 hint="Remove its folder there by hand, then run `opsctl sync` again.",
             )
-        if self._now - begun.modified_at < STALLED:
+        if self._missing.is_under_way(self._now):
             raise _being_written(self._manifest, self._target)
         self._target.remove_orphan(begun)
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING
 
+from opsctl import sync
 from opsctl.checks.amounts import counted, spoken_bytes
 from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.databases import NOT_CONFIGURED
@@ -13,10 +13,8 @@ from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import spoken
 from opsctl.manifest import EVIDENCE_LEVELS
 from opsctl.repository import Backup, merged
+from opsctl.retention import policy_of
 from opsctl.schedule import Schedule
-
-if TYPE_CHECKING:
-    from opsctl.repository import Catalog
 
 DAY = timedelta(hours=24)
 TOLERANCE = timedelta(seconds=60)
@@ -231,27 +229,25 @@ def check_copies(scope: Scope, target: str, _thresholds: Thresholds) -> Finding:
     catalogs = {name: scope.catalogs[name] for name in names if name in scope.catalogs}
     if len(names) < 2:
         return Finding("ok", f"There is one repository, {names[0]}: one fire takes all of its backups.")
-    backups = good_ones(backups_of(scope, target), scope.clock())
-    return judge_copies(backups, catalogs)
+    policies = {name: policy_of(scope.config.repositories[name].retention) for name in catalogs}
+    now = scope.clock()
+    missing = sync.plan(catalogs, policies, {target: list(catalogs)}, now=now)
+    return judge_copies([each for each in missing if not each.is_under_way(now)])
 
 
-def judge_copies(backups: Sequence[Backup], catalogs: "dict[str, Catalog]") -> Finding:
-    """Whether every repository has the newest backup; one that is being written there is on its way."""
-    newest = backups[0] if backups else None
-    lacking = [
-        name
-        for name, catalog in catalogs.items()
-        if newest and name not in newest.repositories and all(each.id != newest.id for each in catalog.incomplete)
-    ]
-    if newest is None or not lacking:
-        return Finding("ok", "The repositories have the same newest backup.", value=0)
+def judge_copies(missing: Sequence[sync.Missing]) -> Finding:
+    """Whether every repository has what the others have and its own retention would keep."""
+    if not missing:
+        return Finding("ok", "Every repository has the backups it should.", value=0)
+    newest, names = missing[0].backup, sorted({each.to for each in missing})
+    what = f"the backup {newest.id}" if len(missing) == 1 else f"{len(missing)} backups, the newest {newest.id}"
     return Finding(
         "warn",
-        f"The newest backup {newest.id} is missing in {', '.join(lacking)}.",
-        value=len(lacking),
+        f"In {', '.join(names)} is missing: {what}.",
+        value=len(missing),
         code="missing",
-        details={"newest": newest.id, "missing_in": lacking},
-        remedy=Remedy("Take a new one, which goes to all of them.", f"opsctl backup {newest.database}"),
+        details={"newest": newest.id, "missing_in": names},
+        remedy=Remedy("Copy what is missing from a repository that has it.", f"opsctl sync {newest.database}"),
     )
 
 
@@ -318,11 +314,12 @@ CHECKS = (
     ),
     Check(
         id="backup.copies",
-        title="every repository has the newest backup",
+        title="every repository has the backups it should",
         probe=check_copies,
-        reads="the newest backup of the database in each of its repositories",
+        reads="the backups of the database in each of its repositories: what others have, and its own retention would"
+        " keep; what is being written there is on its way",
         why="The second repository is for the day the first one is gone.",
-        fix="See why the last backup did not reach it; the next one goes to all of them again.",
+        fix="Copy what is missing with opsctl sync, then see why it did not get there by itself.",
         after_one=AFTER_ONE,
         targets=backed_up,
         not_configured=NOT_CONFIGURED,

@@ -239,14 +239,9 @@ class Session:
     @cached_property
     def policies(self) -> dict[str, "Policy"]:
         """Every repository's retention."""
-        from opsctl.retention import Policy, parse_duration
+        from opsctl.retention import policy_of
 
-        policies = {}
-        for name, settings in self.config.repositories.items():
-            values = settings.retention.model_dump()
-            within = values.pop("keep_within")
-            policies[name] = Policy(**values, keep_within=parse_duration(within) if within else None)
-        return policies
+        return {name: policy_of(settings.retention) for name, settings in self.config.repositories.items()}
 
     @cached_property
     def tools(self) -> "Tools":

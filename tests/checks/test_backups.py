@@ -185,23 +185,24 @@ def test_evidence_grows_old_and_may_be_bad(look, repository):
 
 
 def test_repositories_that_do_not_agree(look, repository, tmp_path):
-    """A repository that lacks the newest backup warns; while it is being written there it is on its way."""
+    """What one lacks and would keep is a warning with its number; what it would prune, or gets just now, is none."""
     second = tmp_path / "second"
-    text = toml(repository, second=second)
-    earlier = repository.copy(NOW - timedelta(days=1, hours=9), repository=second)
-    lacking = by_id(look(text, "backup.copies", now=NOW))["backup.copies"]
-    partial = earlier.folder.with_name(f".{repository.id}.partial")
+    text, modest = (toml(repository, *more, second=second) for more in ((), ("retention = { keep_last = 1 }",)))
+    older = [repository.copy(NOW - timedelta(days=days, hours=9)) for days in (1, 2)]
+    copied = second / older[0].folder.parent.name
+    shutil.copytree(older[0].folder, copied / older[0].id)
+    found = [by_id(look(each, "backup.copies", now=NOW))["backup.copies"] for each in (text, modest)]
+    partial = copied / f".{repository.id}.partial"
     partial.mkdir()
-    under_way = by_id(look(text, "backup.copies", now=NOW))["backup.copies"]
-    partial.rmdir()
-    repository.copy(NOW - timedelta(hours=8)).folder.rename(tmp_path / "gone")
-    repository.folder.rename(earlier.folder.with_name(repository.id))
-    (repository.folder.parent).rmdir()
-    agreeing = by_id(look(text, "backup.copies", now=NOW))["backup.copies"]
+    os.utime(partial, (NOW.timestamp(), NOW.timestamp()))
+    under_way = by_id(look(modest, "backup.copies", now=NOW))["backup.copies"]
 
-    assert (lacking.status, lacking.code, lacking.details["missing_in"]) == ("warn", "missing", ["offsite"])
+    assert [(each.status, each.code, each.value, each.details["missing_in"]) for each in found] == [
+        ("warn", "missing", 2, ["offsite"]),
+        ("warn", "missing", 1, ["offsite"]),
+    ]
+    assert found[0].remedy.command.startswith("opsctl sync ")
     assert under_way.status == "ok"
-    assert agreeing.details["missing_in"] == ["local"]
 
 
 def test_one_repository_that_is_down_is_one_alarm(look, repository, tmp_path):
