@@ -43,13 +43,25 @@ def cli_page() -> str:
     lines = [INTRODUCTION]
     for panel in dict.fromkeys(panel for _, panel, _ in COMMANDS):
         lines += [f"**{panel}**\n", "| command | what it does |", "|---|---|"]
-        lines += [f"| [`{n}`](#opsctl-{n}) | {_summary(group.commands[n])} |" for n, p, _ in COMMANDS if p == panel]
+        names = [name for name, its_panel, _ in COMMANDS if its_panel == panel]
+        lines += [f"| [`{name}`](#{anchor(name)}) | {_summary(command_of(group, name))} |" for name in names]
         lines.append("")
     lines += ["## Options of every command\n", *_table("option", _common(group)), ""]
     lines += ["`opsctl` itself takes:\n", *_table("option", group.params), ""]
     for name, _, _ in COMMANDS:
-        lines += _command(name, group.commands[name])
+        lines += _command(name, command_of(group, name))
     return "\n".join(lines).rstrip() + "\n"
+
+
+def anchor(name: str) -> str:
+    return f"opsctl {name}".replace(" ", "-")
+
+
+def command_of(group: Any, name: str) -> Any:
+    """The command of that name, which may be two words."""
+    for word in name.split():
+        group = group.commands[word]
+    return group
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

@@ -90,7 +90,7 @@ def test_generated_pages_are_what_the_generator_writes(path: Path) -> None:
 @pytest.mark.parametrize("name", COMMAND_NAMES)
 def test_every_command_has_help_with_an_example(name: str) -> None:
     group: Any = typer.main.get_command(app)
-    command = group.commands[name]
+    command = GENERATOR.command_of(group, name)
     prose, example = GENERATOR.split_help(command.help)
     assert prose.endswith(".")
     assert example.startswith(f"opsctl {name}")
@@ -98,7 +98,8 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 
 
 def test_the_readme_names_every_command() -> None:
-    assert set(re.findall(r"\(docs/cli\.md#opsctl-(\w+)\)", page("README.md"))) == set(COMMAND_NAMES)
+    named = re.findall(r"\(docs/cli\.md#(opsctl-[\w-]+)\)", page("README.md"))
+    assert set(named) == {GENERATOR.anchor(name) for name in COMMAND_NAMES}
 
 
 def test_every_exit_code_has_its_row_and_no_row_is_unknown() -> None:
@@ -378,6 +379,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
         '[repositories.local]\nurl = "b"\n[repositories.second]\nurl = "c"\n'
     )
     run("sync", "sync")
+    run("repository check", "repository", "check")
     run("demo", "demo")
     return documents
 

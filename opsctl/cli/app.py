@@ -5,7 +5,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from opsctl import __version__
-from opsctl.cli import backup, catalog, demo, doctor, explain, keygen, prune, restore, services, sync, verify
+from opsctl.cli import (
+    backup,
+    catalog,
+    demo,
+    doctor,
+    explain,
+    keygen,
+    prune,
+    repository,
+    restore,
+    services,
+    sync,
+    verify,
+)
 from opsctl.cli.boundary import Body, command, run_command
 from opsctl.cli.session import Options, Session
 from opsctl.errors import ExitCode, UsageError
@@ -26,6 +39,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("pin", BACKUPS, catalog.pin),
     ("unpin", BACKUPS, catalog.unpin),
     ("keygen", BACKUPS, keygen.keygen),
+    ("repository check", BACKUPS, repository.check),
     ("doctor", INCIDENTS, doctor.doctor),
     ("explain", INCIDENTS, explain.explain),
     ("services", INCIDENTS, services.services),
@@ -34,6 +48,9 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("demo", OPERATION, demo.demo),
 )
 
+GROUPS = {"repository": "Look after the places where backups live."}
+"""What the first word of commands of two words stands for."""
+
 HELP = """PostgreSQL backups that are proven, restores that can be undone.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 done but needs attention, 10 configuration, 11 locked, \
@@ -41,15 +58,20 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 done but needs attention, 10 configurat
 130 Ctrl-C, 143 SIGTERM. doctor: 0 ok, 1 warn, 2 crit, 3 unknown.
 """
 
-app = typer.Typer(
-    name="opsctl",
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    # Typer's own options of the program load pydantic to find out that they were not given.
-    add_help_option=False,
-    add_completion=False,
-)
+
+def _typer(name: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        # Typer's own options of the program load pydantic to find out that they were not given.
+        add_help_option=False,
+        add_completion=False,
+    )
+
+
+app = _typer("opsctl")
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,23 +86,50 @@ def _print_help(context: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
+HelpOption = Annotated[
+    bool, typer.Option("--help", "-h", help="Show this message and exit.", callback=_print_help, is_eager=True)
+]
+
+
 @app.callback(invoke_without_command=True, help=HELP)
 def opsctl(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - its callback does it
         bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
     ] = False,
-    help_wanted: Annotated[  # noqa: ARG001 - its callback does it
-        bool,
-        typer.Option("--help", "-h", help="Show this message and exit.", callback=_print_help, is_eager=True),
-    ] = False,
+    help_wanted: HelpOption = False,  # noqa: ARG001 - its callback does it
 ) -> None:
+    _show_help_alone(context)
+
+
+def _show_help_alone(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-for _name, _panel, _body in COMMANDS:
-    app.command(_name, rich_help_panel=_panel)(command(_name, _body))
+def _new_group(name: str, panel: str) -> typer.Typer:
+    """The first word of commands of two: alone it shows what there is, as ``opsctl`` does."""
+    group = _typer(name)
+
+    def alone(context: typer.Context, help_wanted: HelpOption = False) -> None:  # noqa: ARG001
+        _show_help_alone(context)
+
+    group.callback(invoke_without_command=True, help=GROUPS[name])(alone)
+    app.add_typer(group, rich_help_panel=panel)
+    return group
+
+
+def _add_commands() -> None:
+    groups: dict[str, typer.Typer] = {}
+    for name, panel, body in COMMANDS:
+        first, _, second = name.partition(" ")
+        if second and first not in groups:
+            groups[first] = _new_group(first, panel)
+        parent = groups[first] if second else app
+        parent.command(second or first, rich_help_panel=None if second else panel)(command(name, body))
+
+
+_add_commands()
 
 
 def run(arguments: list[str]) -> int:
@@ -96,8 +145,7 @@ def run(arguments: list[str]) -> int:
 def _usage_error(arguments: list[str], message: str) -> int:
     """A command line that could not be understood keeps the contract too: one error, a hint, one JSON document."""
     words = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    names = {name for name, _, _ in COMMANDS}
-    name = next((word for word in words if word in names), "opsctl")
+    name = _meant(words)
     hint = f"`opsctl {name} --help` shows how." if name != "opsctl" else "`opsctl --help` shows how."
 
     def refuse(session: Session) -> NoReturn:
@@ -106,3 +154,13 @@ def _usage_error(arguments: list[str], message: str) -> int:
         raise UsageError(message, hint=hint)
 
     return run_command(name, refuse, Options(json="--json" in words), {})
+
+
+def _meant(words: list[str]) -> str:
+    """The command, or the group of commands, that a command line is about, as far as it can be told."""
+    names = {*GROUPS, *(name for name, _, _ in COMMANDS)}
+    meant = ""
+    for word in words:
+        longer = f"{meant} {word}".strip()
+        meant = longer if longer in names else meant
+    return meant or "opsctl"

@@ -196,7 +196,7 @@ class JsonOutput:
     def _document(self, run: Run, outcome: Outcome) -> dict[str, Any]:
         error = outcome.error
         return {
-            "schema": f"opsctl.{run.command}/1",
+            "schema": f"opsctl.{run.command.replace(' ', '-')}/1",
             "ok": outcome.done,
             "exit_code": int(outcome.code),
             "run_id": run.id,

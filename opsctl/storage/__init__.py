@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from opsctl.errors import ConfigurationError
@@ -37,6 +37,20 @@ class Entry:
     bytes: int
     modified_at: datetime
     version: str | None = None
+
+
+TrialStatus = Literal["ok", "warn", "fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one attempt showed about a storage. ``vital``: without it nothing can be backed up to it."""
+
+    id: str
+    status: TrialStatus
+    message: str
+    hint: str | None = None
+    vital: bool = False
 
 
 class Writer(Protocol):
@@ -130,6 +144,12 @@ class Storage(Protocol):
 
     def hidden(self, prefix: str = "") -> Iterator[Entry]:
         """Files that are there only as earlier versions, below a delete marker; none where versions are not kept."""
+
+    def examine(self) -> Iterator[Trial]:
+        """Try everything that opsctl does with a storage, and look at what endangers backups in it; leave nothing.
+
+        Raises nothing: what does not work is a trial that failed.
+        """
 
     def free_bytes(self) -> int | None:
         """The room left, where there is such a thing."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from opsctl.errors import RemovalRefused, RepositoryUnreachable
-from opsctl.storage import Entry
+from opsctl.storage import Entry, Trial
 
 PARTIAL = ".partial"
 PROBE = bytes(4096)
@@ -173,6 +173,11 @@ class LocalStorage:
             above = next(each for each in self.root.parents if each.exists())
             if not os.access(above, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def examine(self) -> Iterator[Trial]:
+        from opsctl.storage.local_check import examine
+
+        return examine(self)
 
     @contextmanager
     def _mapped(self, doing: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from errno import ENOENT
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from opsctl.errors import ConfigurationError, RepositoryUnreachable
-from opsctl.storage import Entry
+from opsctl.storage import Entry, Trial
 from opsctl.storage.s3_connection import ATTEMPTS, S3Connection, S3Options
 from opsctl.storage.s3_errors import (
     CHANGED_ON_THE_WAY,
@@ -330,6 +330,11 @@ class S3Storage:
             self.put_part(key, upload, 1, b"opsctl")
         finally:
             self.abort(self.full_key(key), upload)
+
+    def examine(self) -> Iterator[Trial]:
+        from opsctl.storage.s3_check import examine
+
+        return examine(self)
 
     def abort(self, full_key: str, upload: str) -> None:
         with suppress(FileNotFoundError), self.mapped("delete", full_key):
