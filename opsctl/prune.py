@@ -1,14 +1,14 @@
 """Apply retention to repositories: plan (nothing is touched), show, execute."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from opsctl.errors import OpsctlError, RemovalRefused, RepositoryUnreachable, UsageError
 from opsctl.manifest import format_time
-from opsctl.repository import Catalog, Incomplete, Repository, StoredBackup
+from opsctl.repository import CLOCK_LIMIT, Catalog, Incomplete, Repository, StoredBackup
 from opsctl.retention import Policy, candidate, plan_prune
 from opsctl.storage import locked_text
 
@@ -93,6 +93,24 @@ def plan(
     return PrunePlan(
         keep=tuple(line for keep, line in lines if keep), remove=tuple(line for keep, line in lines if not keep)
     )
+
+
+def without_skewed(
+    catalogs: Mapping[str, Catalog], repositories: Iterable[Repository], clock: Callable[[], datetime]
+) -> tuple[dict[str, Catalog], dict[str, str]]:
+    """The catalogs whose times mean something, and why the others are left alone: their service's clock is far off."""
+    by_name = {repository.name: repository for repository in repositories}
+    sound, problems = {}, {}
+    for name, catalog in catalogs.items():
+        skew = by_name[name].clock_skew(clock)
+        if skew <= CLOCK_LIMIT:
+            sound[name] = catalog
+        else:
+            problems[name] = (
+                f"the clocks of this host and of the repository {name} are {skew.total_seconds():.0f} s apart;"
+                " nothing was pruned there"
+            )
+    return sound, problems
 
 
 def _line(stored: StoredBackup, reasons: tuple[str, ...]) -> Line:

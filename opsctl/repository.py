@@ -31,6 +31,9 @@ ORPHAN_GRACE = timedelta(hours=48)
 HIDDEN = "hidden by a delete marker"
 """Why a backup is none that somebody has deleted, in a bucket that keeps versions, without removing them."""
 
+CLOCK_LIMIT = timedelta(minutes=5)
+"""With clocks further apart than this, a backup's age means nothing, and nothing is pruned by it."""
+
 READERS = 8
 
 RESTORE_TEXT = """\

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from opsctl.errors import RepositoryUnreachable
-from opsctl.repository import Catalog, Repository
+from opsctl.repository import CLOCK_LIMIT, Catalog, Repository
 from opsctl.storage import Trial, TrialStatus
 
-CLOCK_WARNING, CLOCK_LIMIT = timedelta(seconds=60), timedelta(minutes=5)
+CLOCK_WARNING = timedelta(seconds=60)
 ROOM_WARNING, ROOM_LIMIT = 2.0, 1.2
 """Free space in sizes of what the last backups took."""
 

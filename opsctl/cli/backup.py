@@ -194,16 +194,22 @@ def _rotate(
     unlisted: "dict[str, RepositoryUnreachable]",
 ) -> _Rotation:
     """Apply each repository's retention to this database; rotation never fails a backup that was taken."""
-    from opsctl.prune import execute, plan, sparing_locked
+    from opsctl.prune import execute, plan, sparing_locked, without_skewed
+    from opsctl.repository import CLOCK_LIMIT
 
-    if abs(clock_skew_seconds) > MAX_CLOCK_SKEW_SECONDS:
+    if abs(clock_skew_seconds) > CLOCK_LIMIT.total_seconds():
         message = f"this host's clock and the server's are {abs(clock_skew_seconds):.0f} s apart; nothing was pruned"
         session.log().error("clock.skew", database=name, message=message)
         return _Rotation(problems=(f"anything: {message}",))
-    now, repositories = session.clock(), session.repositories_of(name)
+    repositories = session.repositories_of(name)
+    catalogs, skewed = without_skewed(catalogs, repositories, session.clock)
+    for repository, problem in skewed.items():
+        session.log().error("clock.skew", database=name, repository=repository, message=problem)
+    now = session.clock()
     decided = sparing_locked(plan(catalogs, session.policies, now=now, databases=[name]), repositories, now)
     pruned = execute(decided, repositories)
     problems = [f"{repository}: {error.message}" for repository, error in unlisted.items()]
+    problems += [f"{repository}: {problem}" for repository, problem in skewed.items()]
     problems += [f"{line.id} in {line.repository}: {error.message}" for line, error in pruned.failures]
     return _Rotation(pruned.removed, tuple(problems), tuple(denial.message for denial in pruned.denials))
 

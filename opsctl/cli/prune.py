@@ -36,12 +36,13 @@ def prune(
 
     Example: [bold]opsctl prune --dry-run[/bold]
     """
-    from opsctl.prune import Pruned, execute, narrowed, plan, sparing_locked, written_plan
+    from opsctl.prune import Pruned, execute, narrowed, plan, sparing_locked, without_skewed, written_plan
 
     if plan_file and apply_file:
         raise UsageError("--plan writes a plan, --apply carries one out: use one of them.")
     agreed = _agreed(session, apply_file) if apply_file else None
     catalogs, unreachable = read_catalogs(session)
+    catalogs, skewed = without_skewed(catalogs, session.repositories.values(), session.clock)
     now = session.clock()
     decided = plan(catalogs, session.policies, now=now)
     if agreed is not None:
@@ -58,6 +59,7 @@ def prune(
             {"repository": each.repository, "ids": [line.id for line in each.due], "error": each.error.message}
             for each in pruned.denials
         ],
+        "not_pruned": [{"repository": name, "reason": problem} for name, problem in skewed.items()],
         "dry_run": only_shown,
         "plan_file": str(plan_file) if plan_file else None,
     }
@@ -66,13 +68,16 @@ def prune(
     for line, error in pruned.failures:
         text.append(f"Could not remove {line.id} from {line.repository}: {error.message}")
         session.log().error("prune.failed", backup_id=line.id, repository=line.repository, message=error.message)
+    for name, problem in skewed.items():
+        text.append(f"Not pruned: {problem}.")
+        session.log().error("clock.skew", repository=name, message=problem)
     for denial in pruned.denials:
         text.append(denial.message)
         session.log().warning("prune.denied", repository=denial.repository, message=denial.error.message)
     if plan_file:
         _write(plan_file, written_plan(decided, made_at=now))
         text.append(f"Written to {plan_file}; `opsctl prune --apply {plan_file}` carries it out.")
-    needs_attention = unreachable or withdrawn or pruned.failures or pruned.denials
+    needs_attention = unreachable or skewed or withdrawn or pruned.failures or pruned.denials
     code = ExitCode.ATTENTION if needs_attention else ExitCode.DONE
     return Outcome(result, text, code, fields={"kept": len(decided.keep), "removed": len(pruned.removed)})
 
