@@ -214,4 +214,4 @@ def test_the_command(run_opsctl, moto, credentials):
     assert missing.json["result"]["repositories"][0]["usable"] is False
     assert run_opsctl("repository", "check", "offsight", env=credentials).returncode == 10
     assert "check" in run_opsctl("repository").stdout
-    assert run_opsctl("repository", "chek").returncode == 2
+    assert run_opsctl("repository", "mend").returncode == 2
