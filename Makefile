@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A test waits for its server a third of the time: three processes for two processors.
+WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
 SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd docker.io docker-compose busybox-static
 
 .DEFAULT_GOAL := help
@@ -25,7 +27,7 @@ demo: setup ## back up, damage, restore and undo on a PostgreSQL of its own
 	@$(BIN)/opsctl demo
 
 test: setup ## the whole test suite, on real servers; no root, no apt needed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: setup types ## style, spelling, layers, types
 	$(BIN)/ruff format --check .
@@ -57,7 +59,7 @@ acceptance: setup ## what needs root and apt, or takes minutes; as root it insta
 		export DEBIAN_FRONTEND=noninteractive; install="apt-get install -y --no-install-recommends -qq $(SERVICES)"; \
 		$$install || { apt-get update -qq && $$install; }; \
 	fi
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m acceptance --require-services --no-header -q -rP
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m acceptance --require-services --no-header -q -rP
 
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

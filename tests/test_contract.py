@@ -78,7 +78,7 @@ def test_help_loads_nothing_heavy(run_opsctl, arguments):
 @pytest.mark.parametrize("name", NAMES)
 def test_help_of_every_command_has_an_example(run_opsctl, name):
     """Every command explains itself with a line that can be copied, and names the common options."""
-    run = run_opsctl(name, "--help")
+    run = run_opsctl(*name.split(), "--help")
 
     assert run.returncode == 0, run
     assert f"Example: opsctl {name}" in run.stdout
@@ -92,7 +92,12 @@ def test_help_lists_every_command(run_opsctl):
     text = run_opsctl("--help").stdout
 
     for name in NAMES:
-        assert re.search(rf"^\W*{name}\b", text, re.MULTILINE), name
+        group, _, second = name.partition(" ")
+        assert re.search(rf"^\W*{group}\b", text, re.MULTILINE), name
+        if second:
+            inside = run_opsctl(group, "--help").stdout
+            assert re.search(rf"^\W*{second}\b", inside, re.MULTILINE), name
+            assert run_opsctl(group).stdout == inside
     assert run_opsctl().stdout == text
 
 

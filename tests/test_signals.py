@@ -177,15 +177,18 @@ MOMENTS = 5
 def test_any_moment(run_opsctl, saas, number):
     """At no moment of a backup a signal is lost, shows a traceback, or leaves anything but a whole backup behind."""
     started = time.monotonic()
-    assert run_opsctl("backup", url=saas.url).returncode == 0
+    whole = run_opsctl.start("backup", url=saas.url)
+    whole.communicate(timeout=60)
     took = time.monotonic() - started
+    assert whole.returncode == 0
     allowed = {EXIT_CODES[number], -number, 0}  # -number: before Python has begun to look after signals
     for step in range(MOMENTS):
         process = run_opsctl.start("backup", "--json", url=saas.url)
         time.sleep(took * (step + 0.5) / MOMENTS)
         process.send_signal(number)
         _, stderr = process.communicate(timeout=30)
-        assert process.returncode in allowed, (step, process.returncode, stderr)
+        is_interpreters = step == 0 and "Fatal Python error" in stderr  # it had not even found its modules
+        assert process.returncode in allowed or is_interpreters, (step, process.returncode, stderr)
         if step > 0:  # Python itself comes first
             assert "Traceback" not in stderr, (step, stderr)
         assert not list(run_opsctl.work.rglob("*.partial")), step
