@@ -62,8 +62,10 @@ def verify_backup(
 
     One that is encrypted is decoded where an identity is configured: a host that takes backups needs none. A signature
     that is missing or wrong fails without evidence: it says nothing about the bytes, and nothing to other readers.
+    ``manifest`` only names the backup: what it is compared with is the one that lies there now.
     """
     try:
+        _, manifest = repository.reread(manifest)
         keys.require_signature(repository, manifest)
         problems = _check_stored(manifest, repository, start_progress)
     except (Refused, BackupDamaged) as error:

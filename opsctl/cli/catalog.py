@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -6,7 +7,7 @@ import typer
 
 from opsctl.cli.files import whole_file
 from opsctl.cli.output import Outcome, age, duration, plain_table, size
-from opsctl.errors import ExitCode, OpsctlError, RepositoryUnreachable, UsageError
+from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, OpsctlError, RepositoryUnreachable, UsageError
 from opsctl.manifest import choose, format_time
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ def choose_backup(
     ``passing_over_damaged``: ``latest`` is then the newest that no verification has found damaged.
     """
     from opsctl.cli.session import parse_time
-    from opsctl.errors import BackupDamaged, NoSuchBackup
 
     catalog = read_catalog(session)
     limit = parse_time(before) if before else None
@@ -73,9 +73,23 @@ def choose_backup(
 
 
 def readable_copy(session: "Session", backup: "Backup") -> tuple["Repository", "StoredBackup"]:
-    """The copy to read from: trusted and not known to be damaged if there is one, in the configuration's order."""
+    """The copy to read from: trusted and not known to be damaged if there is one, in the configuration's order.
+
+    Its manifest is the one that lies there now: what this host remembers of it is for lists. Raises what keeps it from
+    being read when that is so everywhere.
+    """
     by_name = {copy.repository: copy for copy in backup.copies}
-    candidates = [(r, by_name[name]) for name, r in session.repositories.items() if name in by_name]
+    candidates: list[tuple[Repository, StoredBackup]] = []
+    errors: list[OpsctlError] = []
+    for name, repository in session.repositories.items():
+        if name in by_name:
+            try:
+                _, manifest = repository.reread(by_name[name].manifest)
+                candidates.append((repository, replace(by_name[name], manifest=manifest)))
+            except (BackupDamaged, RepositoryUnreachable) as error:
+                errors.append(error)
+    if not candidates:
+        raise errors[0]
     return min(candidates, key=lambda each: (not session.keys.trusts(each[0], each[1].manifest), each[1].failed))
 
 

@@ -1,6 +1,8 @@
 """The cache of manifests saves requests, and never decides anything."""
 
+import json
 import sqlite3
+import zlib
 from collections import Counter
 
 import pytest
@@ -88,3 +90,40 @@ def test_a_cache_that_cannot_be_used(filled, tmp_path, harm):
     assert catalog(storage, tmp_path) == expected
     if lock is not None:
         lock.close()
+
+
+@pytest.fixture
+def run(run_opsctl, credentials, moto, saas):
+    """The program with one backup of a database in a bucket, listed once: ``run("verify", code=0)``."""
+    text = f'[databases.shop]\nurl = "{saas.url}"\n[repositories.offsite]\n{moto.toml(moto.new_bucket())}'
+    (run_opsctl.work / "opsctl.toml").write_text(text)
+
+    def start(*arguments, code=0):
+        done = run_opsctl(*arguments, "--json", env=credentials)
+        assert done.returncode == code, done
+        return done.json["result"]
+
+    start("backup")
+    start("list")
+    return start
+
+
+@pytest.mark.end_to_end
+def test_what_reads_a_backup_believes_no_cache(run, run_opsctl, saas):
+    """A cache that lies about a backup's digests damns no intact backup, and stops no restore of it."""
+    path = run_opsctl.state / FILE
+    with sqlite3.connect(path) as connection:
+        ((key, data),) = connection.execute("select key, data from manifests").fetchall()
+        manifest = json.loads(zlib.decompress(data))
+        for file in manifest["files"]:
+            file["sha256"] = "0" * 64
+        lie = zlib.compress(json.dumps(manifest).encode())
+        connection.execute("update manifests set data = ? where key = ?", [lie, key])
+    connection.close()
+    assert run("show", "latest")["manifest"]["files"][0]["sha256"] == "0" * 64, (
+        "the lie is not in use: nothing is tested"
+    )
+
+    assert [each["outcome"] for each in run("verify", "--all")["backups"]] == ["pass"]
+    run("export", "latest", "-o", "dump")
+    assert run("restore", "latest", "--into", f"{saas.name}_beside")["evidence"] == "counted"
