@@ -11,8 +11,10 @@ from opsctl.checks import (
     backups,
     clocks,
     configuration,
+    counters,
     databases,
     disks,
+    horizons,
     host,
     http,
     locks,
@@ -20,6 +22,8 @@ from opsctl.checks import (
     schedules,
     sessions,
     tls,
+    transactions,
+    versions,
 )
 from opsctl.checks.check import Check, CheckResult, Thresholds
 from opsctl.checks.own import own_checks
@@ -34,9 +38,13 @@ ALL_CHECKS: tuple[Check, ...] = (
     *host.CHECKS,
     *databases.CHECKS,
     *sessions.CHECKS,
+    *transactions.CHECKS,
+    *horizons.CHECKS,
+    *counters.CHECKS,
     *disks.DATABASE_CHECKS,
     *clocks.DATABASE_CHECKS,
     *locks.DATABASE_CHECKS,
+    *versions.CHECKS,
     *repositories.CHECKS,
     *locks.CHECKS,
     *backups.CHECKS,

@@ -1,15 +1,22 @@
 """Whether a database can be reached at all: what every other check of it depends on."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING
 
 from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.scope import Scope
-from opsctl.errors import DatabaseUnreachable, Refused
+from opsctl.errors import ConfigurationError, DatabaseUnreachable, Refused
+
+if TYPE_CHECKING:
+    from opsctl.config import Config
 
 LANE = "database"
 NOT_CONFIGURED = "No database is configured."
+PER_SERVER = "Looked at once for a server, in its first database."
 LISTEN_SECONDS = 1.0
+ROUND_TRIPS = 5
 
 HUNG = "Something listens there but does not answer: the server hangs, or its machine is out of memory or disk."
 RESERVED = (
@@ -20,6 +27,51 @@ RESERVED = (
 
 def databases(scope: Scope) -> Iterable[Target]:
     return [Target(name) for name in scope.databases]
+
+
+def servers(scope: Scope) -> Iterable[Target]:
+    """The first database of each server: for what is true of a server as a whole, and told once."""
+    first: dict[Hashable, str] = {}
+    for name in scope.databases:
+        first.setdefault(_server_of(scope.config, name), name)
+    return [Target(name) for name in first.values()]
+
+
+def _server_of(config: "Config", database: str) -> Hashable:
+    """Where a database is, without asking anybody; one whose URL cannot be had counts as a server of its own."""
+    from opsctl.postgres.server import Server
+
+    try:
+        service = config.database(database).service
+        return (service, config.database_port(database)) if service else Server(config.database_url(database)).address
+    except ConfigurationError:
+        return (database,)
+
+
+def check_latency(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
+    from opsctl.postgres.server import mapped_errors, one
+
+    session, seconds = scope.session(target), []
+    with mapped_errors():
+        for _ in range(ROUND_TRIPS):
+            started = time.monotonic()
+            one(session, "select 1")
+            seconds.append(time.monotonic() - started)
+    return judge_latency(seconds, thresholds)
+
+
+def judge_latency(seconds: Sequence[float], thresholds: Thresholds) -> Finding:
+    """The median of some round trips: one that was late says nothing."""
+    usual = median(seconds)
+    status = thresholds.judge(usual)
+    return Finding(
+        status,
+        f"A statement takes {usual * 1000:.1f} ms there and back.",
+        value=round(usual, 4),
+        code=None if status == "ok" else "latency",
+        details={"fastest_seconds": round(min(seconds), 4), "slowest_seconds": round(max(seconds), 4)},
+        remedy=None if status == "ok" else Remedy("Look at the network in between, and at the server's load."),
+    )
 
 
 def check_connect(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
@@ -87,5 +139,20 @@ CHECKS = (
         explained_by=("service",),
         lane=LANE,
         timeout_seconds=7,
+    ),
+    Check(
+        id="db.latency",
+        title="the database answers fast",
+        probe=check_latency,
+        reads=f"the median of {ROUND_TRIPS} round trips of SELECT 1 in the session that is open already",
+        why="A page that makes 30 statements waits 30 times. In one data centre it takes under 1 ms: 100 ms are another"
+        " continent or a server at its limit, at 1 s nothing works any more.",
+        fix="Look at the network in between, and at the server's load.",
+        thresholds=Thresholds(warn=0.1, crit=1),
+        unit="s",
+        after=("db.connect",),
+        targets=databases,
+        not_configured=NOT_CONFIGURED,
+        lane=LANE,
     ),
 )

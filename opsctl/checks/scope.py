@@ -28,7 +28,7 @@ class Scope:
     clock: Callable[[], datetime]
     open_server: Callable[[str], "Server"]
     open_repositories: Callable[[], Mapping[str, "Repository"]]
-    open_tools: Callable[[], "Tools"]
+    open_tools: Callable[[str], "Tools"]
     samples: Samples = field(default_factory=Samples)
 
     def __post_init__(self) -> None:
@@ -49,10 +49,10 @@ class Scope:
         with self._lock:
             return self.open_repositories()
 
-    @property
-    def tools(self) -> "Tools":
+    def tools_of(self, database: str) -> "Tools":
+        """What a database is dumped with."""
         with self._lock:
-            return self.open_tools()
+            return self.open_tools(database)
 
     def read_catalog(self, repository: str) -> "Catalog":
         """What a repository holds, for all checks of this run. Raises RepositoryUnreachable."""

@@ -1,16 +1,16 @@
 """The sessions of a server: are there too many, does one stand in the way of others."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 from opsctl.checks.check import Check, Finding, Remedy, Thresholds
-from opsctl.checks.databases import LANE, NOT_CONFIGURED, databases
+from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, servers
 from opsctl.checks.scope import Scope
 
 if TYPE_CHECKING:
     from opsctl.postgres.activity import Blocked, Blocker, Connections
 
 SESSION_GRANT = "pg_monitor, granted to the login: GRANT pg_monitor TO …"
-PER_SERVER = "The server as a whole is looked at, not this database alone."
 
 
 def check_connections(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
@@ -95,6 +95,18 @@ def spoken(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def psql(sql: str, *, database: str | None = None) -> str:
+    """A statement as a command for the shell; ``PGHOST`` and the like, or psql's options, say which server."""
+    where = [] if database is None else ["--dbname", database]
+    if '"' in sql or any(sign in sql for sign in "$`\\!\n"):
+        return program("psql", *where, "-c", sql)
+    return f'{program("psql", *where)} -c "{sql}"'
+
+
+def program(*words: str) -> str:
+    return shlex.join(words)
+
+
 CHECKS = (
     Check(
         id="db.blocked",
@@ -108,7 +120,7 @@ CHECKS = (
         thresholds=Thresholds(warn=30, crit=120),
         unit="s",
         after=("db.connect",),
-        targets=databases,
+        targets=servers,
         not_configured=NOT_CONFIGURED,
         lane=LANE,
     ),
@@ -124,7 +136,7 @@ CHECKS = (
         thresholds=Thresholds(warn=80, crit=95),
         unit="%",
         after=("db.connect",),
-        targets=databases,
+        targets=servers,
         not_configured=NOT_CONFIGURED,
         lane=LANE,
     ),

@@ -161,7 +161,7 @@ def _scope(session: "Session") -> "Scope":
         clock=session.clock,
         open_server=session.server,
         open_repositories=lambda: session.repositories,
-        open_tools=lambda: session.tools,
+        open_tools=session.tools_of,
         samples=Samples(session.config.state_path / "samples.json"),
     )
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from opsctl.postgres.server import one, rows
+from opsctl.postgres.server import mapped_errors, one, rows
 from opsctl.postgres.session import require_statistics
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def _blocker(row: tuple[Any, ...]) -> Blocker:
     return Blocker(pid, application_name, user, database, state, seconds, without_literals(query))
 
 
+@mapped_errors()
 def read_connections(connection: "Connection") -> Connections:
     used, available, idle = one(
         connection,
@@ -82,6 +83,7 @@ def read_connections(connection: "Connection") -> Connections:
     return Connections(used, available, idle)
 
 
+@mapped_errors()
 def read_blocked(connection: "Connection") -> Blocked:
     """Who waits for a lock, and for whom in the end. Raises NotPermitted."""
     require_statistics(connection)

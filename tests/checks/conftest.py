@@ -22,6 +22,7 @@ from opsctl.checks.samples import Samples
 from opsctl.checks.scope import Scope
 from opsctl.config import load_config
 from opsctl.postgres.server import Server
+from opsctl.postgres.tools import Tools
 from opsctl.repository import Repository
 from opsctl.storage import open_storage
 
@@ -44,7 +45,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
             clock=lambda: now or datetime.now(UTC),
             open_server=lambda name: Server(config.database_url(name)),
             open_repositories=lambda: repositories,
-            open_tools=dict,
+            open_tools=lambda _name: Tools(search_path=config.search_path, environment=config.child_environment),
             samples=Samples(config.state_path / "samples.json"),
         )
         checks = all_checks(config)

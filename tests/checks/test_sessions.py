@@ -19,6 +19,7 @@ from opsctl.config import load_config
 from opsctl.postgres.activity import without_literals
 from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.server import Server
+from opsctl.postgres.tools import Tools
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def doctor():
             clock=lambda: datetime.now(UTC),
             open_server=lambda _name: Server(url),
             open_repositories=dict,
-            open_tools=dict,
+            open_tools=lambda _name: Tools(search_path=os.get_exec_path(), environment={}),
         )
         units = choose_units(list_units(ALL_CHECKS, scope, thresholds or {}), words)
         return {each.id: each for each in run_checks(units, scope)}
