@@ -1,7 +1,7 @@
 """Transactions that are open: in sessions, and prepared ones that no session holds; and what limits them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opsctl.postgres.activity import QUERY_CHARACTERS, without_literals
 from opsctl.postgres.server import mapped_errors, rows
@@ -65,11 +65,17 @@ class Limits:
     others: dict[str, tuple[str, ...]]
 
 
+def _open_transaction(row: tuple[Any, ...]) -> OpenTransaction:
+    pid, application_name, user, database, state, seconds, state_seconds, query = row
+    masked = without_literals(query)
+    return OpenTransaction(pid, application_name, user, database, state, seconds, state_seconds, masked)
+
+
 @mapped_errors()
 def read_open_transactions(connection: "Connection") -> list[OpenTransaction]:
     """Those of all databases, the oldest first, but for those of backups and restores. Raises NotPermitted."""
     require_statistics(connection)
-    return [OpenTransaction(*row[:-1], without_literals(row[-1])) for row in rows(connection, OPEN)]
+    return [_open_transaction(row) for row in rows(connection, OPEN)]
 
 
 @mapped_errors()
