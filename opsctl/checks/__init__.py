@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from opsctl.checks import (
     backups,
+    capacity,
     clocks,
     configuration,
     counters,
@@ -17,6 +18,7 @@ from opsctl.checks import (
     horizons,
     host,
     http,
+    integrity,
     locks,
     repositories,
     schedules,
@@ -24,6 +26,7 @@ from opsctl.checks import (
     tls,
     transactions,
     versions,
+    wal,
 )
 from opsctl.checks.check import Check, CheckResult, Thresholds
 from opsctl.checks.own import own_checks
@@ -42,6 +45,9 @@ ALL_CHECKS: tuple[Check, ...] = (
     *horizons.CHECKS,
     *counters.CHECKS,
     *disks.DATABASE_CHECKS,
+    *wal.CHECKS,
+    *integrity.CHECKS,
+    *capacity.CHECKS,
     *clocks.DATABASE_CHECKS,
     *locks.DATABASE_CHECKS,
     *versions.CHECKS,

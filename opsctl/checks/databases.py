@@ -1,5 +1,6 @@
 """Whether a database can be reached at all: what every other check of it depends on."""
 
+import shlex
 import time
 from collections.abc import Hashable, Iterable, Sequence
 from statistics import median
@@ -72,6 +73,14 @@ def judge_latency(seconds: Sequence[float], thresholds: Thresholds) -> Finding:
         details={"fastest_seconds": round(min(seconds), 4), "slowest_seconds": round(max(seconds), 4)},
         remedy=None if status == "ok" else Remedy("Look at the network in between, and at the server's load."),
     )
+def psql(*statements: str, database: str | None = None) -> str:
+    """The command that runs them one after the other, each in a transaction of its own, up to one that fails."""
+    words = ["psql"]
+    words += ["-d", shlex.quote(database)] if database else []
+    words += ["-v ON_ERROR_STOP=1"] if len(statements) > 1 else []
+    for each in statements:
+        words += ["-c", shlex.quote(each) if set(each) & set('"$`\\!') else f'"{each}"']
+    return " ".join(words)
 
 
 def check_connect(scope: Scope, target: str, thresholds: Thresholds) -> Finding:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -136,6 +137,16 @@ def _is_here(host: str, folder: Path) -> bool:
     if host.startswith("/"):
         return folder.is_dir()
     return host in {"localhost", "127.0.0.1", "::1"} and os.access(folder / "postmaster.pid", os.R_OK)
+
+
+def free_for_wal(host: str, data_directory: str) -> float | None:
+    """Free bytes where a server on this host writes its WAL; None where that cannot be seen."""
+    folder = Path(data_directory)
+    if _is_here(host, folder):
+        for path in (folder / "pg_wal", folder):
+            with suppress(OSError):
+                return _space(path).free
+    return None
 
 
 def _file_system(scope: Scope, mount: str) -> FileSystem:

@@ -1,6 +1,7 @@
 """What runs out, or grows without being of use: the numbers of sequences, the room in tables."""
 
-from collections.abc import Iterator, Sequence as SequenceOf
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from opsctl.postgres.server import Connection
 
 CHECKSUMS = """
-    select coalesce(datname, ''), checksum_failures, extract(epoch from clock_timestamp() - checksum_last_failure)::float8
+    select coalesce(datname, ''), checksum_failures,
+           extract(epoch from clock_timestamp() - checksum_last_failure)::float8
     from pg_stat_database where checksum_failures > 0 order by 2 desc, 1"""
 
 INVALID_INDEXES = r"""
