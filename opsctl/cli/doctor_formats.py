@@ -76,7 +76,8 @@ def as_nagios(found: Report) -> str:
 
 
 def _performance(result: CheckResult) -> str:
-    label = (f"{result.id}:{result.target}" if result.target else result.id).replace("=", "_").replace("'", "''")
+    name = f"{result.id}:{result.target}" if result.target else result.id
+    label = " ".join(name.split()).replace("|", "/").replace("=", "_").replace("'", "''")
     unit = result.unit if result.unit in NAGIOS_UNITS else ""
     is_falling = result.warn is not None and result.crit is not None and result.crit < result.warn
     limits = [_number(limit) + (":" if is_falling else "") for limit in (result.warn, result.crit)]
@@ -86,7 +87,7 @@ def _performance(result: CheckResult) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.0f}" if value == int(value) else f"{value:.3f}".rstrip("0")
+    return f"{value:.0f}" if value == int(value) else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def as_junit(found: Report, *, warnings_fail: bool) -> str:

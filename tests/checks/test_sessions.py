@@ -131,7 +131,9 @@ def test_a_login_without_pg_monitor_is_told_what_it_needs(doctor, saas):
 
     assert before["db.blocked"].status == "unknown"
     assert "pg_monitor" in before["db.blocked"].remedy.text
+    values = after.pop("db.sequences")  # of all things only these are their owners' own
     assert {each.status for each in after.values()} <= {"ok", "skip"}, after
+    assert (values.status, values.code) == ("unknown", "not_permitted")
 
 
 @pytest.mark.parametrize(
