@@ -73,6 +73,8 @@ def judge_latency(seconds: Sequence[float], thresholds: Thresholds) -> Finding:
         details={"fastest_seconds": round(min(seconds), 4), "slowest_seconds": round(max(seconds), 4)},
         remedy=None if status == "ok" else Remedy("Look at the network in between, and at the server's load."),
     )
+
+
 def psql(*statements: str, database: str | None = None) -> str:
     """The command that runs them one after the other, each in a transaction of its own, up to one that fails."""
     words = ["psql"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from opsctl.checks.amounts import counted, spoken_bytes
 from opsctl.checks.check import WORST_FIRST, Check, Finding, Remedy, Status, Thresholds
-from opsctl.checks.databases import LANE, NOT_CONFIGURED, databases, psql
+from opsctl.checks.databases import LANE, NOT_CONFIGURED, psql, servers
 from opsctl.checks.disks import free_for_wal
 from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import PER_SERVER, SESSION_GRANT, spoken
@@ -259,7 +259,7 @@ CHECKS = (
         thresholds=Thresholds(warn=300, crit=3600),
         unit="s",
         after=("db.connect",),
-        targets=databases,
+        targets=servers,
         not_configured=NOT_CONFIGURED,
         lane=LANE,
     ),
@@ -276,7 +276,7 @@ CHECKS = (
         thresholds=Thresholds(warn=1024**3),
         unit="B",
         after=("db.connect",),
-        targets=databases,
+        targets=servers,
         not_configured=NOT_CONFIGURED,
         lane=LANE,
     ),
@@ -293,7 +293,7 @@ CHECKS = (
         thresholds=Thresholds(warn=1800),
         unit="s",
         after=("db.connect",),
-        targets=databases,
+        targets=servers,
         not_configured=NOT_CONFIGURED,
         lane=LANE,
     ),
