@@ -68,7 +68,7 @@ def test_formats(run_opsctl, database):
         number, *limits = value.split(";")
         assert label[0] == label[-1] == "'"
         assert float(number.rstrip("s%Bc")) >= 0
-        assert [float(limit.rstrip(":")) for limit in limits if limit]
+        assert all(float(limit.rstrip(":")) >= 0 for limit in limits if limit)
     lines = run_opsctl("doctor", "db", "--format", "prometheus", url=database.url).stdout.splitlines()
     assert f'opsctl_check_state{{check="db.connect",target="{database.name}"}} 0' in lines
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from opsctl.checks.amounts import counted
 from opsctl.checks.check import Check, Finding, Remedy, Thresholds
-from opsctl.checks.databases import LANE, NOT_CONFIGURED, databases, psql
+from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, databases, psql, servers
 from opsctl.checks.scope import Scope
-from opsctl.checks.sessions import PER_SERVER, SESSION_GRANT, spoken
+from opsctl.checks.sessions import SESSION_GRANT, spoken
 
 if TYPE_CHECKING:
     from opsctl.postgres.integrity import Checksums, CollationVersions, InvalidIndex, Version
@@ -144,7 +144,7 @@ CHECKS = (
         fix="Keep the backups there are, and restore on other hardware.",
         thresholds=Thresholds(crit=1),
         after=("db.connect",),
-        targets=databases,
+        targets=servers,
         not_configured=NOT_CONFIGURED,
         lane=LANE,
     ),

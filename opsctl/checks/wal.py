@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from opsctl.checks.amounts import counted, spoken_bytes
 from opsctl.checks.check import WORST_FIRST, Check, Finding, Remedy, Status, Thresholds
-from opsctl.checks.databases import LANE, NOT_CONFIGURED, psql, servers
+from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, psql, servers
 from opsctl.checks.disks import free_for_wal
 from opsctl.checks.scope import Scope
-from opsctl.checks.sessions import PER_SERVER, SESSION_GRANT, spoken
+from opsctl.checks.sessions import SESSION_GRANT, spoken
 from opsctl.errors import NotPermitted
 
 if TYPE_CHECKING:
