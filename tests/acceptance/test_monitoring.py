@@ -12,10 +12,10 @@ from opsctl.cli.doctor_formats import as_nagios, as_prometheus
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
 NUMBER = r"-?\d+(?:\.\d+)?"
-RANGE = rf"@?(?:(?:~|{NUMBER})?:)?{NUMBER}?"
+RANGE = rf"@?(?:(?:~|{NUMBER})?:)?(?:{NUMBER})?"
 PERFORMANCE = re.compile(
     rf"(?P<label>'(?:[^'=]|'')+'|[^'=\s]+)=(?P<value>{NUMBER})(?P<unit>[um]?s|%|[KMGT]?B|c)?"
-    rf"(?:;(?P<warn>{RANGE})(?:;(?P<crit>{RANGE})(?:;{NUMBER}?(?:;{NUMBER}?)?)?)?)?(?:\s+|$)"
+    rf"(?:;(?P<warn>{RANGE})(?:;(?P<crit>{RANGE})(?:;(?:{NUMBER})?(?:;(?:{NUMBER})?)?)?)?)?(?:\s+|$)"
 )
 """``'label'=value[unit];[warn];[crit];[min];[max]`` of the Monitoring Plugins Development Guidelines."""
 
