@@ -98,11 +98,18 @@ def plan(
 def without_skewed(
     catalogs: Mapping[str, Catalog], repositories: Iterable[Repository], clock: Callable[[], datetime]
 ) -> tuple[dict[str, Catalog], dict[str, str]]:
-    """The catalogs whose times mean something, and why the others are left alone: their service's clock is far off."""
+    """The catalogs whose times mean something, and why the others are left alone.
+
+    Their service's clock is far off, or cannot be asked for any more.
+    """
     by_name = {repository.name: repository for repository in repositories}
     sound, problems = {}, {}
     for name, catalog in catalogs.items():
-        skew = by_name[name].clock_skew(clock)
+        try:
+            skew = by_name[name].clock_skew(clock)
+        except RepositoryUnreachable as error:
+            problems[name] = f"the clock of the repository {name} could not be asked for: {error.message.rstrip('.')}"
+            continue
         if skew <= CLOCK_LIMIT:
             sound[name] = catalog
         else:

@@ -84,6 +84,11 @@ def test_a_policy_that_denies_deletion(program, ceph):
     }
     ceph.client().put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
     second = ids(program("backup"))[0]
+    before = ceph.versions(bucket)
+    (checked,) = program("repository", "check", code=3)["repositories"]
+    assert (checked["status"], checked["usable"]) == ("warn", True)
+    assert [each["id"] for each in checked["checks"] if each["status"] == "warn"] == ["delete"]
+    assert ceph.versions(bucket) == before
     assert ids(program("list")) == [second, first]
     assert program("list")["incomplete"] == []
     assert [each["ids"] for each in program("prune", code=3)["denied"]] == [[first]]
@@ -128,3 +133,15 @@ def test_a_clock_that_is_far_off(program, moto, proxied, proxy):
     assert pruned["remove"] == []
     proxy.faults = []
     assert [(each["id"], each["repository"]) for each in program("prune")["remove"]] == [(first, "offsite")]
+
+
+def test_a_service_that_is_gone_when_its_clock_is_asked_for(program, moto, proxied, proxy):
+    """It was listed a moment before: the backup is taken all the same, and the other repository is pruned."""
+    bucket = moto.new_bucket()
+    program.configure(offsite=moto.toml(bucket).replace(moto.endpoint, proxy.endpoint), local='url = "here"\n')
+    first = ids(program("backup"))[0]
+    proxy.faults = [lambda request: proxied.deny if request.startswith(f"HEAD /{bucket} ") else None]
+    second = program("backup", code=3)
+    assert second["backups"][0]["status"] == "stored"
+    assert [(each["id"], each["repository"]) for each in second["pruned"]] == [(first, "local")]
+    assert [each["repository"] for each in program("prune", code=3)["not_pruned"]] == ["offsite"]
