@@ -1,16 +1,20 @@
 """What a repository is good for: it is listed, everything opsctl does with it is tried, and nothing is left behind."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from opsctl.errors import RepositoryUnreachable
 from opsctl.repository import CLOCK_LIMIT, Catalog, Repository
-from opsctl.storage import Trial, TrialStatus
+from opsctl.storage import Storage, Trial, TrialStatus
 
 CLOCK_WARNING = timedelta(seconds=60)
 ROOM_WARNING, ROOM_LIMIT = 2.0, 1.2
 """Free space in sizes of what the last backups took."""
+
+LEFT_OVER_AFTER = timedelta(hours=1)
+"""No check takes that long: what one wrote before that was left by one that was killed."""
 
 WORST_FIRST: tuple[TrialStatus, ...] = ("fail", "warn", "ok", "skip")
 
@@ -38,12 +42,19 @@ def examine(repository: Repository, *, clock: Callable[[], datetime]) -> Examine
     try:
         catalog = repository.catalog()
         trials.append(_reachable(repository, catalog))
+        remove_left_over(repository.storage, clock())
         trials += repository.storage.examine()
         trials += _clock(repository, clock)
         trials += _space(repository, catalog)
     except RepositoryUnreachable as error:
         trials.append(Trial("reachable", "fail", error.message, error.hint, vital=True))
     return Examined(repository.name, repository.storage.address, tuple(trials))
+
+
+def remove_left_over(storage: Storage, now: datetime) -> None:
+    """What checks wrote that were killed; by the service's clock, where there is one."""
+    with suppress(RepositoryUnreachable):  # the trials say what is wrong
+        storage.remove_trials((storage.now() or now) - LEFT_OVER_AFTER)
 
 
 def _reachable(repository: Repository, catalog: Catalog) -> Trial:

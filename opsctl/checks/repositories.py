@@ -9,7 +9,7 @@ from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.clocks import judge_skew
 from opsctl.checks.disks import mounts_of
 from opsctl.checks.scope import Scope
-from opsctl.errors import RepositoryUnreachable
+from opsctl.errors import RemovalRefused, RepositoryUnreachable
 from opsctl.repository import HIDDEN
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def check_writable(scope: Scope, target: str, _thresholds: Thresholds) -> Findin
     storage = scope.repositories[target].storage
     try:
         storage.try_write()
+    except RemovalRefused as error:
+        return Finding("warn", error.message, code="not_removable", remedy=Remedy(error.hint or "See docs/s3.md."))
     except RepositoryUnreachable as error:
         text = error.hint or "The user opsctl runs as must be able to write there."
         return Finding("crit", error.message, code="not_writable", remedy=Remedy(text))

@@ -3,6 +3,7 @@
 Keys are relative to the repository, with ``/`` between segments; a folder is what precedes a ``/`` in keys.
 """
 
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -51,6 +52,14 @@ class Trial:
     message: str
     hint: str | None = None
     vital: bool = False
+
+
+TRIAL_PREFIX = ".opsctl-trial-"
+
+
+def new_trial() -> str:
+    """A name for what is written to see whether it can be."""
+    return f"{TRIAL_PREFIX}{secrets.token_hex(8)}"
 
 
 class Writer(Protocol):
@@ -155,7 +164,13 @@ class Storage(Protocol):
         """The room left, where there is such a thing."""
 
     def try_write(self) -> None:
-        """Write a few bytes and take them back: nobody can see them, no version and no lock of them stays."""
+        """Write a few bytes and take them back: nobody can see them, no version and no lock of them stays.
+
+        Raises RemovalRefused, having written nothing, where they could not be taken back.
+        """
+
+    def remove_trials(self, before: datetime) -> None:
+        """Remove what trials that were killed have left, as far as it was written ``before``."""
 
     def now(self) -> datetime | None:
         """The clock of the service, where it has one of its own; to the second."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from opsctl.errors import RemovalRefused, RepositoryUnreachable
-from opsctl.storage import Entry, Trial
+from opsctl.storage import TRIAL_PREFIX, Entry, Trial
 
 PARTIAL = ".partial"
 PROBE = bytes(4096)
@@ -173,6 +173,11 @@ class LocalStorage:
             above = next(each for each in self.root.parents if each.exists())
             if not os.access(above, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def remove_trials(self, before: datetime) -> None:
+        for folder in self.folders():
+            if folder.startswith(TRIAL_PREFIX) and self.modified_at(folder) < before:
+                self.delete_folder(folder)
 
     def examine(self) -> Iterator[Trial]:
         from opsctl.storage.local_check import examine

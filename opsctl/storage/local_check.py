@@ -1,7 +1,6 @@
 """What has to work in a folder, tried: its owner and mode, whole files, renames that never replace, removal."""
 
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opsctl.errors import RepositoryUnreachable
-from opsctl.storage import Trial
+from opsctl.storage import Trial, new_trial
 
 if TYPE_CHECKING:
     from opsctl.storage.local import LocalStorage
@@ -22,7 +21,7 @@ def examine(storage: "LocalStorage") -> Iterator[Trial]:
         yield _not_there_yet(storage)
         return
     yield _folder(storage.root)
-    trial = f".opsctl-trial-{secrets.token_hex(8)}"
+    trial = new_trial()
     try:
         yield _tried("put", "Files can be written, and reach the disk.", lambda: storage.create(f"{trial}/one", DATA))
         if not (storage.root / trial / "one").exists():

@@ -7,7 +7,6 @@ A multipart upload that is under way is listed as the file it will be, with the 
 so an interrupted one is seen, and one that still grows is known to be alive.
 """
 
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -16,7 +15,7 @@ from errno import ENOENT
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from opsctl.errors import ConfigurationError, RepositoryUnreachable
-from opsctl.storage import Entry, Trial
+from opsctl.storage import Entry, Trial, new_trial
 from opsctl.storage.s3_connection import ATTEMPTS, S3Connection, S3Options
 from opsctl.storage.s3_errors import (
     CHANGED_ON_THE_WAY,
@@ -29,7 +28,7 @@ from opsctl.storage.s3_errors import (
     refused,
     service_time,
 )
-from opsctl.storage.s3_transfer import MIB, Fetched, S3Publication, S3Reader, content_md5
+from opsctl.storage.s3_transfer import MIB, Fetched, S3Publication, S3Reader, content_md5, status_of_cause
 from opsctl.storage.s3_versions import S3Versions, Version
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class S3Storage:
                     if not each["Key"].endswith("/"):  # what browsers of buckets leave as a "folder"
                         modified_at = each["LastModified"].astimezone(UTC)
                         yield Entry(self.relative(each["Key"]), each["Size"], modified_at, each.get("ETag"))
-        for upload in self._uploads(inside):
+        for upload in self.uploads(inside):
             yield self._entry_of(upload)
 
     def folders(self, prefix: str = "") -> list[str]:
@@ -105,7 +104,7 @@ class S3Storage:
             )
             for page in pages:
                 names |= {each["Prefix"].removeprefix(inside).rstrip("/") for each in page.get("CommonPrefixes", ())}
-        for upload in self._uploads(inside):
+        for upload in self.uploads(inside):
             name, separator, _ = upload["Key"].removeprefix(inside).partition("/")
             names |= {name} if separator else set()
         return sorted(names - {""})
@@ -117,7 +116,7 @@ class S3Storage:
     def modified_at(self, prefix: str) -> datetime:
         return max((each.modified_at for each in self.entries(prefix)), default=datetime.fromtimestamp(0, UTC))
 
-    def _uploads(self, inside: str) -> list[dict[str, Any]]:
+    def uploads(self, inside: str) -> list[dict[str, Any]]:
         """The multipart uploads under way; none where the service, or its policy, does not list them."""
         from botocore.exceptions import ClientError
 
@@ -204,12 +203,12 @@ class S3Storage:
         refused = False
         with self.mapped("write"):
             try:
-                self._put(key, data, IfNoneMatch="*", **lock)
+                self.put_object(key, data, IfNoneMatch="*", **lock)
             except self.client.exceptions.ClientError as error:
                 if http_status(error) in {409, 412}:
                     refused = True
                 elif http_status(error) in {400, 501} and error_code(error) not in MESSAGES:
-                    self._put(key, data, **lock)
+                    self.put_object(key, data, **lock)
                 else:
                     raise
         try:
@@ -235,7 +234,7 @@ class S3Storage:
         inside = self._inside(prefix)
         versions = self.versions.below(inside) if self.versions.are_kept else []
         self.versions.require_unlocked(versions)
-        for upload in self._uploads(inside):
+        for upload in self.uploads(inside):
             self.abort(upload["Key"], upload["UploadId"])
             self.delete(self.relative(upload["Key"]))  # services on files keep an empty folder otherwise
         if self.versions.are_kept:
@@ -286,7 +285,7 @@ class S3Storage:
 
     def put_file(self, key: str, data: bytes) -> None:
         with self.mapped("write"):
-            self._put(key, data, **self._storage_class())
+            self.put_object(key, data, **self._storage_class())
 
     def start_upload(self, key: str) -> str:
         with self.mapped("write"):
@@ -323,13 +322,36 @@ class S3Storage:
             )
 
     def try_write(self) -> None:
-        """Begin an upload, send a part, abort: an object would leave a version behind, and a bucket's lock on it."""
-        key = f".opsctl-probe-{secrets.token_hex(8)}"
-        upload = self.start_upload(key)
+        """Begin an upload, send a part, abort: an object would leave a version behind, and a bucket's lock on it.
+
+        Raises RemovalRefused, having begun nothing, where an upload could not be aborted.
+        """
+        key, upload = new_trial(), None
+        whole = self.full_key(key)
+        self._require_may_abort(whole)
         try:
+            upload = self.start_upload(key)
             self.put_part(key, upload, 1, b"opsctl")
+        except KeyboardInterrupt:
+            if upload is None:  # begun perhaps, and the answer was not heard any more
+                upload = next((each["UploadId"] for each in self.uploads(whole)), None)
+            raise
         finally:
-            self.abort(self.full_key(key), upload)
+            if upload is not None:
+                self.abort(whole, upload)
+
+    def _require_may_abort(self, whole: str) -> None:
+        """Tried on an upload that there is not."""
+        try:
+            self.abort(whole, "opsctl")
+        except RepositoryUnreachable as error:
+            if status_of_cause(error) != 400:  # some services say so of what is no id of theirs
+                raise
+
+    def remove_trials(self, before: datetime) -> None:
+        from opsctl.storage.s3_check import remove_trials
+
+        remove_trials(self, before)
 
     def examine(self) -> Iterator[Trial]:
         from opsctl.storage.s3_check import examine
@@ -360,7 +382,7 @@ class S3Storage:
             return False
         return True
 
-    def _put(self, key: str, data: bytes, **more: Any) -> None:
+    def put_object(self, key: str, data: bytes, **more: Any) -> None:
         target = {"Bucket": self.bucket, "Key": self.full_key(key)}
         self._send(self.client.put_object, data, **target, **self._encryption(), **more)
 

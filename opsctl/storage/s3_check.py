@@ -1,17 +1,17 @@
 """What has to work in a bucket, tried, and what its rules do to backups.
 
 Nothing stays. Where the credentials may not delete, no object is put at all: an upload that is aborted shows whether
-one could be. Locks are not tried: what is locked cannot be taken back.
+one could be. Locks are tried on an object that is not there: what is locked cannot be taken back.
 """
 
-import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from opsctl.errors import RepositoryUnreachable
-from opsctl.storage import Trial
+from opsctl.errors import RemovalRefused, RepositoryUnreachable
+from opsctl.storage import TRIAL_PREFIX, Trial, new_trial
 from opsctl.storage.s3_errors import error_code, http_status
+from opsctl.storage.s3_transfer import status_of_cause
 
 if TYPE_CHECKING:
     from opsctl.storage.s3 import S3Storage
@@ -29,16 +29,36 @@ DELETE_LESS = "A supported set-up: backups work, and are removed with other cred
 def examine(storage: "S3Storage") -> Iterator[Trial]:
     examination = _Examination(storage)
     yield examination.listing()
+    yield from examination.listing_of_uploads()
     yield examination.upload()
     may_delete = examination.delete()
-    yield may_delete
     if may_delete.status == "ok":
-        yield from examination.objects()
+        yield from examination.objects(may_delete)
     else:
-        text = "Not tried: what is put could not be removed again."
-        yield from (Trial(each, "skip", text) for each in ("put", "get", "conditional_put"))
+        yield may_delete
+        yield from _not_put("what is put could not be removed again")
     yield examination.lock()
     yield from examination.lifecycle()
+
+
+def remove_trials(storage: "S3Storage", before: datetime) -> None:
+    """With all their versions; uploads too."""
+    inside = storage.full_key(TRIAL_PREFIX)
+    for upload in storage.uploads(inside):
+        if upload["Initiated"] < before:
+            storage.abort(upload["Key"], upload["UploadId"])
+    if storage.versions.are_kept:
+        found = {each.key for each in storage.versions.below(inside) if each.modified_at < before}
+    else:
+        with storage.mapped("list"):
+            answer = storage.client.list_objects_v2(Bucket=storage.bucket, Prefix=inside)
+        found = {each["Key"] for each in answer.get("Contents", ()) if each["LastModified"] < before}
+    for key in sorted(found):
+        storage.delete(storage.relative(key))
+
+
+def _not_put(why: str) -> list[Trial]:
+    return [Trial(each, "skip", f"Not tried: {why}.") for each in ("put", "get", "conditional_put")]
 
 
 class _Examination:
@@ -46,7 +66,7 @@ class _Examination:
 
     def __init__(self, storage: "S3Storage") -> None:
         self._storage = storage
-        self._key = f".opsctl-trial-{secrets.token_hex(8)}"
+        self._key = new_trial()
 
     def listing(self) -> Trial:
         def attempt() -> str:
@@ -56,12 +76,28 @@ class _Examination:
 
         return _tried("list", attempt, vital=True)
 
+    def listing_of_uploads(self) -> Iterator[Trial]:
+        """Nothing to say where it works, or where the service does not know it."""
+        try:
+            with self._storage.mapped("list"):
+                self._storage.client.list_multipart_uploads(
+                    Bucket=self._storage.bucket, Prefix=self._storage.full_key(""), MaxUploads=1
+                )
+        except RepositoryUnreachable as error:
+            if status_of_cause(error) == 403:
+                text = "Uploads may not be listed: what interrupted backups leave is not seen, and not removed."
+                hint = "s3:ListBucketMultipartUploads allows it; else a lifecycle rule of the bucket has to end them."
+                yield Trial("list_uploads", "warn", text, hint)
+
     def upload(self) -> Trial:
         def attempt() -> str:
             self._storage.try_write()
             return "Uploads in parts can be begun, written to and aborted."
 
-        return _tried("multipart", attempt, vital=True)
+        try:
+            return _tried("multipart", attempt, vital=True)
+        except RemovalRefused as error:
+            return Trial("multipart", "warn", f"{error.message} So none was begun.", error.hint)
 
     def delete(self) -> Trial:
         """Tried on a file that is not there, or a version: a key alone would leave a delete marker behind."""
@@ -71,8 +107,10 @@ class _Examination:
                 self._delete_nothing()
             return "Files can be removed."
 
-        trial = _tried("delete", attempt)
-        return Trial("delete", "warn", trial.message, DELETE_LESS) if trial.status == "fail" else trial
+        try:
+            return _tried("delete", attempt)
+        except RemovalRefused as error:
+            return Trial("delete", "warn", error.message, DELETE_LESS)
 
     def _delete_nothing(self) -> None:
         target = {"Bucket": self._storage.bucket, "Key": self._storage.full_key(self._key)}
@@ -85,12 +123,19 @@ class _Examination:
             if http_status(error) not in {400, 404}:  # there is no such version: whoever is told that may delete one
                 raise
 
-    def objects(self) -> Iterator[Trial]:
+    def objects(self, may_delete: Trial) -> list[Trial]:
         """Put one, read it, try to replace it, and remove it whatever happened."""
+        if self._default_lock():
+            return [may_delete, *_not_put("the bucket locks every new object by itself, this one too")]
+        try:
+            found = list(self._put_and_read())
+        finally:
+            removed = self._removed(may_delete)
+        return [removed, *found]
 
+    def _put_and_read(self) -> Iterator[Trial]:
         def put() -> str:
-            with self._storage.mapped("write"):
-                self._put()
+            self._put()
             return "Objects can be put."
 
         def get() -> str:
@@ -98,32 +143,30 @@ class _Examination:
                 raise RepositoryUnreachable("What was put is not what is read.", hint="What lies in between?")
             return "They can be read back."
 
-        if self._default_lock():
-            text = "Not tried: the bucket locks every new object by itself, this one too."
-            yield from (Trial(each, "skip", text) for each in ("put", "get", "conditional_put"))
-            return
+        trial = _tried("put", put, vital=True)
+        yield trial
+        if trial.status == "ok":
+            yield _tried("get", get, vital=True)
+            yield self._conditional()
+
+    def _removed(self, may_delete: Trial) -> Trial:
         try:
-            trial = _tried("put", put, vital=True)
-            yield trial
-            if trial.status == "ok":
-                yield _tried("get", get, vital=True)
-                yield self._conditional()
-        finally:
-            with suppress(RepositoryUnreachable):
-                self._storage.delete(self._key)
+            self._storage.delete(self._key)
+        except RepositoryUnreachable as error:
+            return Trial("delete", "warn", f"{self._key} was left behind. {error.message}", error.hint)
+        return may_delete
 
     def _put(self, **more: Any) -> None:
-        self._storage.client.put_object(
-            Bucket=self._storage.bucket, Key=self._storage.full_key(self._key), Body=DATA, **more
-        )
+        """As a manifest is."""
+        with self._storage.mapped("write"):
+            self._storage.put_object(self._key, DATA, **more)
 
     def _conditional(self) -> Trial:
         fallback = "opsctl looks before it writes, and reads back: docs/repository-format.md says what that means."
         try:
-            with self._storage.mapped("write"):
-                self._put(IfNoneMatch="*")
+            self._put(IfNoneMatch="*")
         except RepositoryUnreachable as error:
-            status = http_status(error.__cause__) if hasattr(error.__cause__, "response") else 0
+            status = status_of_cause(error)
             if status in {409, 412}:
                 return Trial("conditional_put", "ok", "The service refuses to replace an object (If-None-Match).")
             if status in {400, 501}:
@@ -154,7 +197,27 @@ class _Examination:
             return Trial(
                 "lock", "fail", text, "Switch it on for the bucket (docs/s3.md), or set it to off.", vital=True
             )
-        return Trial("lock", "ok", f"The bucket has Object Lock; backups are locked in {mode} mode. It is not tried.")
+        return _tried("lock", lambda: self._may_lock(mode), vital=True)
+
+    def _may_lock(self, mode: str) -> str:
+        """Tried on an object that is not there."""
+        tomorrow = (self._storage.now() or datetime.now(UTC)) + timedelta(days=1)
+        try:
+            with self._storage.mapped("lock", self._key):
+                self._storage.client.put_object_retention(
+                    Bucket=self._storage.bucket,
+                    Key=self._storage.full_key(self._key),
+                    Retention={"Mode": mode.upper(), "RetainUntilDate": tomorrow},
+                )
+        except FileNotFoundError:
+            return f"The bucket has Object Lock, and these credentials may lock: in {mode} mode."
+        except RepositoryUnreachable as error:
+            if status_of_cause(error) == 403:
+                hint = "s3:PutObjectRetention allows it (docs/s3.md)."
+                raise RepositoryUnreachable(error.message, hint=hint) from error
+        return (
+            f"The bucket has Object Lock, for {mode} mode; the service does not say whether these credentials may lock."
+        )
 
     def lifecycle(self) -> Iterator[Trial]:
         try:
@@ -170,11 +233,13 @@ class _Examination:
         yield from troubles or [Trial("lifecycle", "ok", "No rule of the bucket touches backups.")]
 
     def _concerns(self, rule: Mapping[str, Any]) -> bool:
-        """Whether a rule is on, and about something of this repository."""
+        """Whether a rule is on, and about something of this repository. What is stored here has no tags."""
         chosen = rule.get("Filter") or {}
-        prefix = chosen.get("Prefix") or chosen.get("And", {}).get("Prefix") or rule.get("Prefix") or ""
+        both = chosen.get("And", {})
+        prefix = chosen.get("Prefix") or both.get("Prefix") or rule.get("Prefix") or ""
         ours = self._storage.full_key("")
-        return rule.get("Status") == "Enabled" and (ours.startswith(prefix) or prefix.startswith(ours))
+        is_on = rule.get("Status") == "Enabled" and not chosen.get("Tag") and not both.get("Tags")
+        return is_on and (ours.startswith(prefix) or prefix.startswith(ours))
 
     def _asked(self, operation: str) -> dict[str, Any]:
         with self._storage.mapped("ask"):
@@ -205,9 +270,12 @@ def judge_rule(rule: Mapping[str, Any]) -> Iterator[Trial]:
 
 
 def _tried(identifier: str, attempt: Callable[[], str], *, vital: bool = False) -> Trial:
+    """Raises RemovalRefused alone: what that means is not the same everywhere."""
     try:
         return Trial(identifier, "ok", attempt(), vital=vital)
     except FileNotFoundError as error:
         return Trial(identifier, "fail", f"{error.filename} is not there.", "Run it again.", vital=vital)
+    except RemovalRefused:
+        raise
     except RepositoryUnreachable as error:
         return Trial(identifier, "fail", error.message, error.hint, vital=vital)

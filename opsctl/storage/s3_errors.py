@@ -32,6 +32,7 @@ CHANGED_ON_THE_WAY = ("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch",
 """What a service answers when a body is not what its checksum or its signature says."""
 
 MAY_NOT_DELETE = "These credentials may not delete here. That is a way to set it up: docs/s3.md says how to prune then."
+MAY_NOT_ABORT = "Interrupted uploads stay then, and are paid for: s3:AbortMultipartUpload allows it."
 
 MESSAGES: dict[str, tuple[str, str]] = {
     "NoSuchBucket": (
@@ -125,7 +126,8 @@ def refused(place: "Place", doing: str, error: Any) -> RepositoryUnreachable:
     }
     message = f"Cannot {doing} in the repository {place.address}: {what.format(**facts)}."
     if doing == "delete" and status in {403, 405, 409} and (code == "AccessDenied" or code not in MESSAGES):
-        return RemovalRefused(message, hint=MAY_NOT_DELETE)
+        is_upload = error.operation_name == "AbortMultipartUpload"
+        return RemovalRefused(message, hint=MAY_NOT_ABORT if is_upload else MAY_NOT_DELETE)
     return RepositoryUnreachable(message, hint=hint.format(**facts))
 
 

@@ -1,10 +1,14 @@
 """`opsctl repository check`: what works is said to, what does not has its own words, and nothing is left behind."""
 
 import os
+import signal
+import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from opsctl.errors import RemovalRefused
 from opsctl.repository import Repository
 from opsctl.repository_check import examine
 from opsctl.storage.local import LocalStorage
@@ -35,6 +39,20 @@ def locked_bucket(service, **retention):
     return name
 
 
+@contextmanager
+def knowing_what_is_missing(proxied, service):
+    """The service through a proxy; moto answers 500 to a lock for what is not there, where others say 404."""
+
+    def missing(_proxy, client, _first):
+        body = b"<Error><Code>NoSuchKey</Code></Error>"
+        client.sendall(b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    with proxied.Proxy(service.endpoint) as proxy:
+        if service.name == "moto":
+            proxy.faults = [lambda request: missing if request.startswith("PUT") and "?retention" in request else None]
+        yield proxy
+
+
 def test_a_sound_repository(place):
     """Everything is tried, nothing fails, and what was there before is there afterwards."""
     storage = place.open()
@@ -53,7 +71,7 @@ def test_a_sound_repository(place):
 
 @pytest.mark.parametrize("kind", ["versions", "locks", "default lock"])
 @pytest.mark.parametrize("service", ["moto", pytest.param("ceph", marks=pytest.mark.acceptance)])
-def test_buckets_that_keep_things(request, service, kind):
+def test_buckets_that_keep_things(request, proxied, service, kind):
     """No version, no delete marker and no locked object stays behind; what could not be taken back is not tried."""
     service = request.getfixturevalue(service)
     if kind == "versions":
@@ -61,14 +79,16 @@ def test_buckets_that_keep_things(request, service, kind):
         service.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     else:
         bucket = locked_bucket(service, **({"Mode": "COMPLIANCE", "Days": 1} if kind == "default lock" else {}))
-    storage = service.storage(bucket, "p", object_lock="off" if kind == "versions" else "compliance")
-    examined, found = trials(Repository("offsite", storage))
+    mode = "off" if kind == "versions" else "compliance"
+    with knowing_what_is_missing(proxied, service) as proxy:
+        storage = service.storage(bucket, "p", object_lock=mode, endpoint_url=proxy.endpoint)
+        examined, found = trials(Repository("offsite", storage))
 
     assert examined.usable
     assert "It keeps versions." in found["list"].message
     assert found["lock"].status == ("skip" if kind == "versions" else "ok")
     assert found["put"].status == ("skip" if kind == "default lock" else "ok")
-    assert inside(storage) == ([], [])
+    assert inside(service.storage(bucket, "p")) == ([], [])
 
 
 def test_credentials_that_may_not_delete(moto, proxied):
@@ -164,6 +184,157 @@ def test_an_interrupted_check_leaves_nothing(moto, proxied):
         ]
         assert trials(Repository("offsite", through))[1]["get"].status == "fail"
     assert inside(storage) == ([], [])
+
+
+def uploads(service, bucket):
+    return [each["Key"] for each in service.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
+
+
+def test_credentials_that_may_not_abort(moto, proxied):
+    """No upload is begun that could not be aborted: neither by the check nor by doctor, which comes every 5 minutes."""
+    bucket = moto.new_bucket()
+    with proxied.Proxy(moto.endpoint) as proxy:
+        storage = moto.storage(bucket, "p", endpoint_url=proxy.endpoint)
+        proxy.faults = [lambda request: proxied.deny if "uploadId" in request else None]
+        examined, found = trials(Repository("offsite", storage))
+        with pytest.raises(RemovalRefused):
+            storage.try_write()
+
+    assert (examined.status, examined.usable) == ("warn", True)
+    assert "s3:AbortMultipartUpload" in found["multipart"].hint
+    assert uploads(moto, bucket) == []
+
+
+def test_uploads_that_may_not_be_listed(moto, proxied):
+    """A warning: what is interrupted is not seen then."""
+    with proxied.Proxy(moto.endpoint) as proxy:
+        storage = moto.storage(moto.new_bucket(), "p", endpoint_url=proxy.endpoint)
+        proxy.faults = [lambda request: proxied.deny if request.startswith("GET") and "?uploads" in request else None]
+        examined, found = trials(Repository("offsite", storage))
+
+    assert (examined.status, examined.usable) == ("warn", True)
+    assert "s3:ListBucketMultipartUploads" in found["list_uploads"].hint
+
+
+def test_a_bucket_that_wants_its_encryption(moto, proxied):
+    """What is put for a trial is put as a backup would be: policies that deny everything else are common."""
+
+    def plain_is_denied(proxy, client, first):
+        encrypted = b"x-amz-server-side-encryption: AES256" in first
+        (proxy.forward if encrypted else lambda *rest: proxied.deny(proxy, *rest))(client, first)
+
+    with proxied.Proxy(moto.endpoint) as proxy:
+        proxy.faults = [
+            lambda request: plain_is_denied if request.startswith("PUT") and "partNumber" not in request else None
+        ]
+        options = {"endpoint_url": proxy.endpoint, "server_side_encryption": "AES256"}
+        storage = moto.storage(moto.new_bucket(), "p", **options)
+        assert trials(Repository("offsite", storage))[0].status == "ok"
+
+
+@pytest.mark.parametrize("service", ["moto", pytest.param("ceph", marks=pytest.mark.acceptance)])
+def test_credentials_that_may_not_lock(request, proxied, service):
+    """Every backup would fail: said without locking anything."""
+    service = request.getfixturevalue(service)
+    bucket = locked_bucket(service)
+    with knowing_what_is_missing(proxied, service) as proxy:
+        faults = proxy.faults
+        storage = service.storage(bucket, "p", endpoint_url=proxy.endpoint, object_lock="governance")
+        proxy.faults = [lambda request: proxied.deny if request.startswith("PUT") and "retention" in request else None]
+        examined, found = trials(Repository("offsite", storage))
+        assert not examined.usable
+        assert "s3:PutObjectRetention" in found["lock"].hint
+        proxy.faults = faults
+        found = trials(Repository("offsite", storage))[1]
+        assert (found["lock"].status, "may lock" in found["lock"].message) == ("ok", True)
+        assert inside(storage) == ([], [])
+
+
+def test_a_removal_that_is_refused_after_all(moto, proxied):
+    """The rule denies it for what is there: said, with the name of what had to stay."""
+    with proxied.Proxy(moto.endpoint) as proxy:
+        storage = moto.storage(moto.new_bucket(), "p", endpoint_url=proxy.endpoint)
+        allowed = iter([True])
+        proxy.faults = [
+            lambda request: (
+                proxied.deny
+                if request.startswith("DELETE") and "uploadId" not in request and not next(allowed, False)
+                else None
+            )
+        ]
+        examined, found = trials(Repository("offsite", storage))
+        ((left,), _) = inside(storage)
+
+    assert (examined.status, examined.usable) == ("warn", True)
+    assert left in found["delete"].message
+
+
+def test_what_a_killed_check_left_goes_with_a_later_one(moto, tmp_path):
+    """Objects, their versions, uploads and folders, once they are an hour old; what another check does now stays."""
+    bucket = moto.new_bucket()
+    moto.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    storage, folder = moto.storage(bucket, "p"), LocalStorage(tmp_path / "here")
+    for _ in range(2):
+        storage.put_object(".opsctl-trial-0123456789abcdee", b"x")
+    folder.create(".opsctl-trial-0123456789abcdef/one", b"x")
+    for each in (storage, folder):
+        each.create("RESTORE.txt", b"")
+        before = inside(each)
+        trials(Repository("offsite", each))
+        assert inside(each) == before
+        if each is storage:
+            storage.start_upload(".opsctl-trial-0123456789abcdef")
+        each.remove_trials(datetime.now(UTC) + timedelta(minutes=1))
+        assert [entry.key for entry in each.entries()] == ["RESTORE.txt"]
+    assert uploads(moto, bucket) == []
+    assert [key for key, _, _ in moto.versions(bucket)] == ["p/RESTORE.txt"]
+
+
+STAGES = {
+    "an upload begins": lambda request: request.startswith("POST") and "?uploads" in request,
+    "a part is sent": lambda request: "partNumber=1" in request,
+    "an object is put": lambda request: request.startswith("PUT") and "uploadId" not in request,
+    "an object is read": lambda request: (
+        request.startswith("GET") and "opsctl-trial" in request and "list" not in request
+    ),
+}
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_check_that_is_interrupted_while_it_waits(run_opsctl, moto, proxied, credentials, stage):
+    """The service did what it was asked, and Ctrl-C came before it said so: taken back all the same."""
+
+    class Unheard:
+        """A client that is gone when the answer comes."""
+
+        def __init__(self, client):
+            self.recv = client.recv
+
+        def sendall(self, _answer):
+            done.set()
+
+        def shutdown(self, _how):
+            pass
+
+    def unanswered(proxy, client, first):
+        proxy.forward(Unheard(client), first)
+        proxy.wait()
+
+    bucket, done = moto.new_bucket(), threading.Event()
+    moto.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    with proxied.Proxy(moto.endpoint) as proxy:
+        (run_opsctl.work / "opsctl.toml").write_text(
+            f"[repositories.offsite]\n{moto.toml(bucket)}".replace(moto.endpoint, proxy.endpoint)
+        )
+        proxy.faults = [proxied.times(1, STAGES[stage], unanswered)]
+        process = run_opsctl.start("repository", "check", env=credentials)
+        assert done.wait(30)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert (moto.versions(bucket), uploads(moto, bucket)) == ([], [])
 
 
 def test_folders(tmp_path):
