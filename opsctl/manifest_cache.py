@@ -24,7 +24,7 @@ SCHEMA = """
 create table if not exists manifests (
     place text not null, folder text not null, key text not null, version text not null, data blob not null,
     primary key (place, folder, key)
-) without rowid
+)
 """
 
 
