@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from opsctl.errors import BackupDamaged, LockHeld, OpsctlError, RepositoryUnreachable
 from opsctl.manifest import Manifest
-from opsctl.repository import Backup, Catalog, Incomplete, Repository, StoredBackup
+from opsctl.repository import HIDDEN, Backup, Catalog, Incomplete, Repository, StoredBackup
 from opsctl.retention import Policy, candidate, plan_prune
 from opsctl.stream import Advance, check_stored
 
@@ -176,6 +176,11 @@ class _Copying:
         begun = self._missing.begun
         if begun is None:
             return
+        if begun.reason == HIDDEN:  # somebody deleted it there: that is for a person to undo, or to finish
+            raise BackupDamaged(
+                f"{self._manifest.id} in {self._target.name} is {HIDDEN}.",
+                hint="Removing the marker brings it back, see docs/s3.md.",
+            )
         if begun.reason != "interrupted":
             raise BackupDamaged(
                 f"{self._manifest.id} in {self._target.name} is no whole backup: {begun.reason}",

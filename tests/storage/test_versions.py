@@ -11,7 +11,10 @@ import pytest
 from opsctl.errors import RemovalRefused, RepositoryUnreachable
 from opsctl.manifest import parse_manifest
 from opsctl.repository import HIDDEN, ORPHAN_GRACE, Repository
+from opsctl.retention import Policy
 from opsctl.storage import FOREVER
+from opsctl.storage.local import LocalStorage
+from opsctl.sync import execute, plan
 
 MANIFEST = "manifest.json"
 DAY = timedelta(days=1)
@@ -318,3 +321,29 @@ def test_a_hidden_backup_is_told_and_never_an_orphan(versioned, manifest):
     repository.remove(manifest)
     repository.remove(other)
     assert {key for key, _, _ in versioned.versions} == {"p/RESTORE.txt"}
+
+
+def test_sync_leaves_a_hidden_backup_to_a_person(versioned, manifest, tmp_path):
+    """What somebody deleted there is neither written anew nor removed: named, with the way to bring it back."""
+    repository = Repository("offsite", versioned.open())
+    elsewhere = Repository("local", LocalStorage(tmp_path / "local"))
+    for each in (repository, elsewhere):
+        add(each, manifest)
+    versioned.hide(f"Shop%201/{manifest.id}/{MANIFEST}")
+    before = versioned.versions
+    repositories = {each.name: each for each in (repository, elsewhere)}
+
+    def missing():
+        catalogs = {name: each.catalog() for name, each in repositories.items()}
+        return plan(catalogs, dict.fromkeys(catalogs, Policy()), {"Shop 1": list(catalogs)}, now=in_(DAY))
+
+    synced = execute(missing(), repositories, now=in_(DAY), advance=lambda _count: None)
+    assert synced.copied == ()
+    ((error, to),) = [(each.error, each.to) for each in synced.failures]
+    assert (to, HIDDEN in error.message) == ("offsite", True)
+    assert "brings it back" in error.hint
+    assert versioned.versions == before
+    for key, version, is_marker in before:
+        if is_marker:
+            versioned.service.client().delete_object(Bucket=versioned.name, Key=key, VersionId=version)
+    assert missing() == []
