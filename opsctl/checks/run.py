@@ -13,6 +13,9 @@ from opsctl.telemetry.logs import get_logger
 
 RUN_SECONDS = 12.0
 
+SESSIONS = 3
+"""Lanes open at a time, each of them a session: however many databases a server has, it is spared."""
+
 Answer = Finding | Exception
 
 
@@ -84,6 +87,8 @@ class _Run:
         self._answers: SimpleQueue[tuple[Unit, Answer]] = SimpleQueue()
         self.broken: dict[tuple[str, str], Unit] = {}
         """Lanes whose thread hangs or whose session is lost, with the unit it happened to."""
+        self._open: set[tuple[str, str]] = set()
+        """Lanes that have begun and are not through."""
 
     def work(self) -> None:
         while True:
@@ -103,6 +108,7 @@ class _Run:
         settled = True
         while settled:
             settled = False
+            self._close_lanes()
             for unit in list(self._waiting):
                 ancestors = [each for each in self._units if unit.is_after(each)]
                 root = unit.stopped_by(ancestors) or (self.broken.get(unit.lane) if unit.lane else None)
@@ -112,16 +118,34 @@ class _Run:
                     settled = True
                 elif any(each.result is None for each in ancestors) or self._is_busy(unit):
                     continue
+                elif time.monotonic() >= self._ends_at:
+                    _answered(unit, OpsctlError("The time of the run was over before its turn came."), 0.0)
+                    settled = True
                 else:
                     self._start(unit)
                 self._waiting.remove(unit)
 
+    def _close_lanes(self) -> None:
+        """End the session of each lane that is through, so that the next one may begin."""
+        under_way = {each.lane for each in (*self._waiting, *self._running)}
+        for lane in self._open - under_way:
+            self._open.remove(lane)
+            if lane not in self.broken:
+                self._scope.end_session(lane[1])
+
     def _is_busy(self, unit: Unit) -> bool:
-        return unit.lane is not None and any(each.lane == unit.lane for each in self._running)
+        """Whether another check of its lane runs, or too many lanes are open for one more."""
+        if unit.lane is None:
+            return False
+        if unit.lane in self._open:
+            return any(each.lane == unit.lane for each in self._running)
+        return len(self._open) >= SESSIONS
 
     def _start(self, unit: Unit) -> None:
         unit.started = time.monotonic()
         self._running.append(unit)
+        if unit.lane is not None:
+            self._open.add(unit.lane)
 
         def run() -> None:
             answer: Answer

@@ -74,6 +74,13 @@ class Scope:
             raise DatabaseUnreachable("The session came after the run was over.")
         return self._sessions[database][1]
 
+    def end_session(self, database: str) -> None:
+        """End a database's session, if there is one, once all its checks are through."""
+        with self._lock:
+            stack, _ = self._sessions.pop(database, (None, None))
+        if stack is not None:
+            stack.close()
+
     def close(self, *, but_for: Collection[str] = ()) -> None:
         """End the sessions, but for those whose threads hang in them: they end with the process."""
         with self._lock:

@@ -11,7 +11,7 @@ import pytest
 from opsctl.checks import ALL_CHECKS, choose_units, thresholds_of
 from opsctl.checks.check import Check, CheckResult, Finding, Remedy, Target, Thresholds
 from opsctl.checks.report import as_document, from_document, judge_again, report, verdict, worst
-from opsctl.checks.run import list_units, run_checks
+from opsctl.checks.run import SESSIONS, list_units, run_checks
 from opsctl.checks.samples import Samples
 from opsctl.checks.scope import Scope
 from opsctl.config import load_config
@@ -148,6 +148,44 @@ def test_checks_of_one_lane_run_in_turn_and_a_lost_session_ends_the_lane():
 
     assert set(most) == {1}
     assert told(results)[5:] == [("lost", "unknown", None), ("after", "skip", "lost")]
+
+
+def test_few_lanes_are_open_at_a_time():
+    """However many databases there are, only so many have a session at once; each one's ends with its last check."""
+    opened, most = set(), []
+    found = scope()
+    found.end_session = opened.discard
+
+    def busy(_scope, target, _thresholds):
+        opened.add(target)
+        most.append(len(opened))
+        return Finding("crit" if target == "t3" else "ok", "")
+
+    targets = [Target(f"t{n}") for n in range(9)]
+    lane = {"lane": "db", "targets": lambda _scope: targets}
+    first = replace(check("first", **lane), probe=busy)
+    checks = [first, *(replace(check(f"c{n}", after=("first",), **lane), probe=busy) for n in range(3))]
+    results = run_checks(list_units(checks, found, {}), found)
+
+    assert max(most) == SESSIONS
+    assert not opened
+    assert [each.target for each in results if each.status == "ok"] == [
+        target.name for _ in checks for target in targets if target.name != "t3"
+    ]
+    assert {each.because for each in results if each.status == "skip"} == {"first"}
+
+
+def test_what_never_had_its_turn_is_unknown():
+    """More hung databases than may be open at a time: the run still ends, and the last of them is no gap."""
+    forever = Event()
+    lane = {"lane": "db", "timeout_seconds": 60, "targets": lambda _scope: [Target(f"t{n}") for n in range(5)]}
+    results = run(
+        replace(check("first", **lane), probe=lambda *_: forever.wait(60)), check("next", **lane), seconds=0.3
+    )
+    forever.set()
+
+    assert [each.status for each in results] == ["unknown"] * 5 + ["skip"] * 3 + ["unknown"] * 2
+    assert "before its turn came" in results[4].message
 
 
 def test_the_reason_is_folded_into_its_effect():
