@@ -1,7 +1,12 @@
 """`opsctl doctor` and `opsctl explain` as programs: exit codes, formats, errors, captures."""
 
 import json
+import os
+import pty
+import re
+import select
 import signal
+from contextlib import suppress
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -9,6 +14,7 @@ import pytest
 pytestmark = pytest.mark.end_to_end
 
 UNREACHABLE = "postgresql://u:hunter2<&@127.0.0.1:1/x".replace("<&", "%3C%26")
+CLEAR = "\x1b[H\x1b[2J"
 TOML = '[databases.main]\nurl_env = "DATABASE_URL"\n[doctor.thresholds]\n"db.connect" = { warn = 0 }\n'
 
 
@@ -99,6 +105,44 @@ def test_watch_prints_a_document_a_line(run_opsctl, database):
     assert first["started_at"] < second["started_at"]
     assert process.returncode == 143
     assert [json.loads(line)["exit_code"] for line in rest.splitlines()][-1] == 143
+
+
+def at_terminal(run_opsctl, *arguments, url, until, env=None):
+    """What a run shows on a terminal up to ``until``, with every control sequence; Ctrl-C ends it there."""
+    master, slave = pty.openpty()
+    process = run_opsctl.start(*arguments, url=url, env=env, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    shown = ""
+    while until(shown) is False:
+        assert select.select([master], [], [], 60)[0], shown
+        shown += os.read(master, 65536).decode("utf-8", "replace")
+    process.send_signal(signal.SIGINT)
+    rest = b""
+    with suppress(OSError):  # the other end is closed
+        while data := os.read(master, 65536):
+            rest += data
+    os.close(master)
+    return shown, rest.decode("utf-8", "replace"), process.wait(timeout=30)
+
+
+def test_watch_at_a_terminal(run_opsctl, database):
+    """Each look takes the place of the one before, statuses have colours unless NO_COLOR is set; Ctrl-C is 130."""
+    watch = ("doctor", "db.connect", "--watch", "--interval", "1")
+
+    def twice(text):
+        return text.count("answered after") >= 2
+
+    shown, rest, code = at_terminal(run_opsctl, *watch, url=database.url, until=twice)
+    plain, _, _ = at_terminal(run_opsctl, *watch, url=database.url, until=twice, env={"NO_COLOR": "1"})
+    down, _, _ = at_terminal(run_opsctl, *watch, url=UNREACHABLE, until=lambda text: "see above" in text)
+
+    assert shown.startswith(CLEAR)
+    assert shown.count(CLEAR) == 2
+    assert "\x1b[32mOK" in shown
+    assert "\x1b[1;31mCRIT" in down
+    assert not re.search(r"\x1b\[[0-9;]*[34][0-9]m", plain)
+    assert code == 130
+    assert "Traceback" not in rest
 
 
 def test_text_says_the_verdict_first_and_fits_80_columns(run_opsctl):

@@ -134,6 +134,8 @@ class CheckResult:
     unit: str | None = None
     warn: float | None = None
     crit: float | None = None
+    falling: bool = False
+    """Whether what is below ``warn`` and ``crit`` is bad, and not what is above."""
     because: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     remedy: Remedy | None = None

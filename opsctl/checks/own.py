@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,9 +132,10 @@ def _as_number(value: object) -> float | None:
     if isinstance(value, bool) or value is None:
         return None
     try:
-        return float(str(value))
+        number = float(str(value))
     except ValueError:
         return None
+    return number if isfinite(number) else None  # no threshold is reached by NaN: it would always be fine
 
 
 def check_http(settings: "OwnCheckSettings", _scope: Scope, _target: str, thresholds: Thresholds) -> Finding:

@@ -197,6 +197,7 @@ def _answered(unit: Unit, answer: Answer, seconds: float) -> Unit:
         unit=check.unit,
         warn=thresholds.warn,
         crit=thresholds.crit,
+        falling=thresholds.falling,
         details=finding.details,
         remedy=remedy,
         duration_seconds=round(seconds, 3),
@@ -227,6 +228,7 @@ def _skipped(unit: Unit, message: str, because: str | None = None) -> Unit:
         unit=unit.check.unit,
         warn=limits.warn,
         crit=limits.crit,
+        falling=limits.falling,
         because=because,
     )
     return unit

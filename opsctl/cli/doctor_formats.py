@@ -71,23 +71,30 @@ def _table(found: Report) -> "RenderableType":
 def as_nagios(found: Report) -> str:
     """One line as the plugin guidelines want it: summary, then the values as performance data."""
     summary = " ".join(found.verdict.summary.replace("|", "/").split())
-    measured = [_performance(each) for each in found.checks if each.value is not None]
+    measured = [_performance(each, each.value) for each in found.checks if each.value is not None]
     return f"OPSCTL {NAGIOS_WORDS[found.status]} - {summary}" + (f" | {' '.join(measured)}" if measured else "")
 
 
-def _performance(result: CheckResult) -> str:
+def _performance(result: CheckResult, value: float) -> str:
     name = f"{result.id}:{result.target}" if result.target else result.id
     label = " ".join(name.split()).replace("|", "/").replace("=", "_").replace("'", "''")
     unit = result.unit if result.unit in NAGIOS_UNITS else ""
-    is_falling = result.warn is not None and result.crit is not None and result.crit < result.warn
-    limits = [_number(limit) + (":" if is_falling else "") for limit in (result.warn, result.crit)]
-    return f"'{label}'={_number(result.value)}{unit};{';'.join(limits)}".rstrip(";")
+    limits = ";".join(_range(limit, value, falling=result.falling) for limit in (result.warn, result.crit))
+    return f"'{label}'={_number(value)}{unit};{limits}".rstrip(";")
 
 
-def _number(value: float | None) -> str:
-    if value is None:
+def _range(limit: float | None, value: float, *, falling: bool) -> str:
+    """What is fine, as the guidelines write it: ``10`` is from 0 to 10, ``10:`` from there on, ``~:10`` up to there."""
+    if limit is None:
         return ""
-    return f"{value:.0f}" if value == int(value) else f"{value:.3f}".rstrip("0").rstrip(".")
+    if falling:
+        return f"{_number(limit)}:"
+    return _number(limit) if min(limit, value) >= 0 else f"~:{_number(limit)}"
+
+
+def _number(value: float) -> str:
+    """Neither an exponent nor a bare point: plugins' readers know neither."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
 def as_junit(found: Report, *, warnings_fail: bool) -> str:
@@ -103,7 +110,9 @@ def as_junit(found: Report, *, warnings_fail: bool) -> str:
         time=f"{sum(each.duration_seconds for each in found.checks):.3f}",
     )
     for each in found.checks:
-        case = ET.SubElement(suite, "testcase", classname=each.id, name=each.name, time=f"{each.duration_seconds:.3f}")
+        case = ET.SubElement(
+            suite, "testcase", classname=each.id, name=_xml(each.name), time=f"{each.duration_seconds:.3f}"
+        )
         if each.status in bad or each.status == "unknown":
             kind = "error" if each.status == "unknown" else "failure"
             problem = ET.SubElement(case, kind, type=each.code or each.status, message=_xml(each.message))
@@ -120,7 +129,11 @@ def as_junit(found: Report, *, warnings_fail: bool) -> str:
 
 def _xml(text: str) -> str:
     """Text without the characters XML has no way to write."""
-    return "".join(each for each in text if each in "\t\n" or " " <= each <= "\ud7ff" or each >= "\ue000")
+    return "".join(
+        each
+        for each in text
+        if each in "\t\n" or " " <= each <= "\ud7ff" or (each >= "\ue000" and each not in "\ufffe\uffff")
+    )
 
 
 def as_prometheus(found: Report, *, finished_at: float) -> str:

@@ -209,6 +209,23 @@ def test_refused_before_anything_starts(run_opsctl, shop, pooler, databases_like
     assert databases_like(shop) == [shop.name]
 
 
+def test_doctor_tells_of_the_pooler(run_opsctl, shop, pooler):
+    """Through the pooler nothing is known of the server, and the one cause says so; ``direct_url`` goes past it."""
+    configure(run_opsctl, shop, pooler)
+    with Application(pooler.url(shop.name)).working() as application:
+        through = run_opsctl("doctor", "db", "--json")
+        configure(run_opsctl, shop, pooler, direct_url=shop.url)
+        past = run_opsctl("doctor", "db", "--json")
+
+    result = through.json["result"]
+    assert (through.returncode, result["verdict"]["cause"], result["verdict"]["code"]) == (3, "db.connect", "pooler")
+    assert {each["because"] for each in result["checks"] if each["id"] != "db.connect"} == {"db.connect"}
+    assert "direct_url" in result["checks"][0]["remedy"]["text"]
+    assert (past.returncode, past.json["result"]["status"]) == (0, "ok"), past
+    assert application.errors == []
+    assert application.seen == {whole(1)}
+
+
 def test_backup_past_the_pooler(run_opsctl, shop, pooler):
     """With ``direct_url`` a backup works, and leaves no setting behind in anybody's session."""
     configure(run_opsctl, shop, pooler, direct_url=shop.url)

@@ -29,6 +29,7 @@ def only(results, name="own.mine"):
         (['''sql = "select 'ready'"''', 'expect = "^ready$"'], "ok", None),
         (['''sql = "select 'ready'"''', 'expect = "done"'], "crit", None),
         (['''sql = "select 'many'"''', "warn = 1"], "unknown", None),
+        (["""sql = "select 'NaN'::float8\"""", "warn = 1"], "unknown", None),
         (['sql = "select 50 % 7"'], "ok", 1),
         (['sql = "delete from users"'], "unknown", None),
         (['sql = "commit; delete from users"'], "unknown", None),
