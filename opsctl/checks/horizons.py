@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from opsctl.checks.check import Check, Finding, Remedy, Thresholds
 from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, servers
 from opsctl.checks.scope import Scope
-from opsctl.checks.sessions import SESSION_GRANT, program, psql
-from opsctl.checks.transactions import ROLLED_BACK, WHO_MAY, rollback_prepared, terminate
+from opsctl.checks.sessions import SESSION_GRANT, program, psql, rollback_prepared, terminate
+from opsctl.checks.transactions import ROLLED_BACK, WHO_MAY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -57,8 +57,8 @@ def judge_blocked(found: "Blocked", thresholds: Thresholds) -> Finding:
 def _described(root: "Blocker | None") -> str:
     if root is None:
         return "they wait for each other"
-    if root.pid == 0:
-        return "a prepared transaction holds it"
+    if root.gid is not None:
+        return f"the prepared transaction {root.gid!r} (user {root.user}, database {root.database}) holds it"
     age = "" if root.transaction_seconds is None else f", its transaction {spoken(root.transaction_seconds)} old"
     return f"pid {root.pid} ({root.application_name or root.user or 'unnamed'}, {root.state}{age}) holds it"
 
@@ -72,19 +72,20 @@ def _as_details(root: "Blocker") -> dict[str, object]:
         "state": root.state,
         "transaction_seconds": root.transaction_seconds,
         "query": root.query,
+        "gid": root.gid,
     }
 
 
 def _unblock(root: "Blocker | None") -> Remedy:
     if root is None:
         return Remedy("The server ends a deadlock by itself after deadlock_timeout; look again.")
-    if root.pid == 0:
+    if root.gid is not None:
         return Remedy(
-            "Commit or roll back the prepared transaction; pg_prepared_xacts lists them.",
-            'psql -c "select gid, prepared, owner, database from pg_prepared_xacts order by prepared"',
+            "Commit it if its transaction manager says so; else roll it back, as its owner or a superuser.",
+            rollback_prepared(root.gid, root.database),
         )
     what = "End that session; what it has not committed is rolled back. Then find out why it kept its transaction open."
-    return Remedy(what, f'psql -c "select pg_terminate_backend({root.pid})"')
+    return Remedy(what, terminate(root.pid))
 
 
 def spoken(seconds: float) -> str:
@@ -101,6 +102,16 @@ def psql(sql: str, *, database: str | None = None) -> str:
     if '"' in sql or any(sign in sql for sign in "$`\\!\n"):
         return program("psql", *where, "-c", sql)
     return f'{program("psql", *where)} -c "{sql}"'
+
+
+def terminate(pid: int) -> str:
+    return psql(f"select pg_terminate_backend({pid})")
+
+
+def rollback_prepared(gid: str, database: str) -> str:
+    """Only in its own database can a prepared transaction be ended."""
+    quoted = gid.replace("'", "''")
+    return psql(f"rollback prepared '{quoted}'", database=database)
 
 
 def program(*words: str) -> str:

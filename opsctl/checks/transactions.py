@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from opsctl.checks.check import Check, Finding, Remedy, Thresholds
 from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, servers
 from opsctl.checks.scope import Scope
-from opsctl.checks.sessions import SESSION_GRANT, psql, spoken
+from opsctl.checks.sessions import SESSION_GRANT, rollback_prepared, spoken, terminate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,16 +98,6 @@ def _as_details(session: "OpenTransaction") -> dict[str, object]:
         "transaction_seconds": round(session.seconds, 1),
         "query": session.query,
     }
-
-
-def terminate(pid: int) -> str:
-    return psql(f"select pg_terminate_backend({pid})")
-
-
-def rollback_prepared(gid: str, database: str) -> str:
-    """Only in its own database can a prepared transaction be ended."""
-    quoted = gid.replace("'", "''")
-    return psql(f"rollback prepared '{quoted}'", database=database)
 
 
 def check_prepared(scope: Scope, target: str, thresholds: Thresholds) -> Finding:

@@ -28,6 +28,22 @@ BLOCKED = f"""
            coalesce(left(b.query, {QUERY_CHARACTERS}), '')
     from waiting w left join pg_stat_activity b on b.pid = any(w.blockers)"""
 
+PREPARED = """
+    select 0, '', p.owner, p.database, 'prepared', extract(epoch from clock_timestamp() - p.prepared)::float8, '', p.gid
+    from pg_prepared_xacts p
+    where exists (
+        select from pg_locks own
+        join pg_locks held on held.pid is null and held.granted and held.virtualtransaction = own.virtualtransaction
+        join pg_locks wanted on wanted.pid = any(%s) and not wanted.granted
+         and (wanted.locktype, wanted.database, wanted.relation, wanted.page, wanted.tuple, wanted.transactionid,
+              wanted.classid, wanted.objid, wanted.objsubid)
+             is not distinct from
+             (held.locktype, held.database, held.relation, held.page, held.tuple, held.transactionid,
+              held.classid, held.objid, held.objsubid)
+        where own.pid is null and own.transactionid = p.transaction and own.granted)
+    order by p.prepared"""
+"""Prepared transactions that hold what these sessions wait for; their locks name no process."""
+
 
 @dataclass(frozen=True)
 class Connections:
@@ -40,7 +56,7 @@ class Connections:
 
 @dataclass(frozen=True)
 class Blocker:
-    """A session others wait for; pid 0 is a prepared transaction."""
+    """A session others wait for; pid 0 is a prepared transaction, which has a ``gid``."""
 
     pid: int
     application_name: str
@@ -49,6 +65,7 @@ class Blocker:
     state: str
     transaction_seconds: float | None
     query: str
+    gid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +108,8 @@ def read_blocked(connection: "Connection") -> Blocked:
     query = BLOCKED if version >= 140000 else BLOCKED.replace("min(waitstart)", "null::timestamptz")
     found = rows(connection, query)
     waiting = {row[0]: (row[1], row[2]) for row in found}
-    blockers = {pid: Blocker(0, "", "", "", "prepared", None, "") for row in found for pid in row[1] if pid == 0}
-    blockers |= {row[3]: _blocker(row[3:]) for row in found if row[3] is not None}
-    roots = tuple(blocker for pid, blocker in sorted(blockers.items()) if pid not in waiting)
+    of_prepared = [pid for pid, (pids, _) in waiting.items() if 0 in pids]
+    prepared = [Blocker(*row) for row in rows(connection, PREPARED, (of_prepared,))] if of_prepared else []
+    blockers = {row[3]: _blocker(row[3:]) for row in found if row[3] is not None}
+    roots = (*prepared, *(blocker for pid, blocker in sorted(blockers.items()) if pid not in waiting))
     return Blocked(len(waiting), max((seconds for _, seconds in waiting.values()), default=0.0), roots)

@@ -17,13 +17,12 @@ from opsctl.checks.counters import NO_SAMPLE, RESET, judge_cache_hit, judge_dead
 from opsctl.checks.databases import judge_latency
 from opsctl.checks.horizons import judge_wraparound, judge_xmin
 from opsctl.checks.scope import Scope
-from opsctl.checks.sessions import psql
+from opsctl.checks.sessions import psql, rollback_prepared
 from opsctl.checks.transactions import (
     judge_idle_in_transaction,
     judge_long_transactions,
     judge_prepared,
     judge_timeouts,
-    rollback_prepared,
 )
 from opsctl.checks.versions import check_version_skew
 from opsctl.config import load_config
@@ -193,6 +192,41 @@ def test_a_prepared_transaction_is_found_and_rolled_back(doctor, server):
     assert (found["db.xmin"].status, found["db.xmin"].code) == ("crit", "xmin_prepared")
     assert found["db.xmin"].remedy.command == found["db.prepared"].remedy.command
     assert {each.status for each in after.values()} == {"ok"}, after
+
+
+@pytest.mark.parametrize(
+    ("prepare", "wait"),
+    [
+        ("update held set id = 2", "update held set id = 3"),  # a row: the waiting one waits for the transaction
+        ("lock table held", "select * from held"),
+        ("select pg_advisory_xact_lock(5)", "select pg_advisory_lock(5)"),
+    ],
+)
+def test_a_prepared_transaction_others_wait_for_is_the_blocker(doctor, server, prepare, wait):
+    """No process holds its locks: the one of several transactions is named, and the remedy ends the wait."""
+    limits = '"db.blocked" = { warn = 0, crit = 0 }'
+    with (
+        connect(server, autocommit=True) as session,
+        connect(server, autocommit=True, application_name="waiting") as waiting,
+    ):
+        session.execute("drop table if exists held; create table held as select 1 as id")
+        session.execute("begin; create table other (id int); prepare transaction 'innocent'")
+        session.execute(f"begin; {prepare}; prepare transaction 'guilty'")
+        thread = threading.Thread(target=waiting.execute, args=(wait,))
+        thread.start()
+        query = "select count(*) from pg_stat_activity where application_name = 'waiting' and wait_event_type = 'Lock'"
+        while session.execute(query).fetchone() != (1,):
+            time.sleep(0.01)
+        found = doctor("db.blocked", thresholds=limits)["db.blocked"]
+        run_remedy(server, found)
+        thread.join()
+        session.execute("rollback prepared 'innocent'")
+        after = doctor("db.blocked", thresholds=limits)["db.blocked"]
+
+    assert (found.status, found.code) == ("crit", "blocked")
+    assert "the prepared transaction 'guilty'" in found.message
+    assert [each["gid"] for each in found.details["roots"]] == ["guilty"]
+    assert after.status == "ok"
 
 
 def test_who_holds_the_horizon_back_is_named(doctor, server):
