@@ -21,7 +21,9 @@ PERFORMANCE = re.compile(
 
 AWKWARD = [
     CheckResult("db.clock", "t", "ok", "o'clock | 50 %", target="it's a=b", value=0.0004, unit="s", warn=2, crit=60),
-    CheckResult("disk.space", "t", "warn", "é\nline", target='C:\\ "x"\n', value=4.5, unit="%", warn=5.0, crit=3.0),
+    CheckResult(
+        "disk.space", "t", "warn", "é\nline", target='C:\\ "x"\n', value=4.5, unit="%", warn=5.0, crit=3.0, falling=True
+    ),
     CheckResult("db.slots", "t", "ok", "fine", value=123456789012, unit="B", warn=1024**3),
     CheckResult("db.invalid_indexes", "t", "ok", "fine", value=0),
     CheckResult("db.connect", "t", "skip", "not looked at", because="x"),
@@ -55,7 +57,7 @@ def test_nagios_understands_every_value(run_opsctl, saas):
     assert len(real) > 5
     assert awkward['disk.space:C:\\ "x"\n'.replace("\n", " ").strip()]["warn"] == "5:"
     assert awkward["db.slots"]["value"] == "123456789012"
-    assert awkward["db.clock:it's a_b"]["value"] == "0"
+    assert awkward["db.clock:it's a_b"]["value"] == "0.0004"
 
 
 def test_promtool_has_nothing_to_say(run_opsctl, saas, need):
