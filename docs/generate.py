@@ -156,9 +156,10 @@ def _check(check: Check) -> Iterator[str]:
     yield check.why
     yield ""
     yield f"What to do: {check.fix}"
+    after = [*check.after, *check.after_one]
     more = [
         f"Needs {check.grant}." if check.grant else "",
-        f"Comes after {', '.join(f'`{each}`' for each in check.after)}." if check.after else "",
+        f"Comes after {', '.join(f'`{each}`' for each in after)}." if after else "",
         "Runs only when named, or enabled in `[doctor]`." if check.opt_in else "",
     ]
     if any(more):

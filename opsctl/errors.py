@@ -141,7 +141,13 @@ class NotPermitted(QueryFailed):
 
 
 class ServicesUnreachable(OpsctlError):
+    """``denied``: it is there, but not for this user."""
+
     code = "services_unreachable"
+
+    def __init__(self, message: str, *, hint: str | None = None, denied: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.denied = denied
 
 
 class ServiceFailed(OpsctlError):

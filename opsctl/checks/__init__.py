@@ -22,6 +22,7 @@ from opsctl.checks import (
     locks,
     repositories,
     schedules,
+    services,
     sessions,
     tls,
     transactions,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 ALL_CHECKS: tuple[Check, ...] = (
     *disks.CHECKS,
     *host.CHECKS,
+    *services.RUNTIME_CHECKS,
     *databases.CHECKS,
     *sessions.CHECKS,
     *transactions.CHECKS,
@@ -51,6 +53,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     *clocks.DATABASE_CHECKS,
     *locks.DATABASE_CHECKS,
     *versions.CHECKS,
+    *services.CHECKS,
     *repositories.CHECKS,
     *locks.CHECKS,
     *backups.CHECKS,
@@ -71,6 +74,8 @@ def choose_units(
 ) -> list[Unit]:
     """What ids (``db.connect``), prefixes (``db``) or either at a target (``db.billing``) name, and what that needs.
 
+    Needed is what it comes after, and what may explain its failure.
+
     Where nothing is named it is everything but what is disabled. A check that is opt-in runs when it is enabled, or
     named by its whole id. Raises UsageError.
     """
@@ -84,9 +89,15 @@ def choose_units(
         for unit in possible
         if not wanted or any(_is_named(word, unit.check.id, unit.target.name) for word in wanted)
     }
-    for unit in reversed(units):  # every check stands after those it depends on
-        if unit in chosen:
-            chosen |= {each for each in possible if unit.is_after(each)}
+    needed = [unit for unit in possible if unit.result is None or unit.result.failed]  # else: not configured
+    added = chosen
+    while added:
+        added = {
+            each
+            for each in needed
+            if each not in chosen and any(unit.is_after(each) or unit.may_be_explained_by(each) for unit in added)
+        }
+        chosen |= added
     return [unit for unit in units if unit in chosen]
 
 

@@ -41,6 +41,9 @@ class Thresholds:
 
 NO_THRESHOLDS = Thresholds()
 
+NO_CONTAINER = "container"
+"""The code of a failure that says no more than that a container does not run: what explains it says it better."""
+
 
 @dataclass(frozen=True)
 class Remedy:
@@ -67,7 +70,8 @@ class Finding:
 class Target:
     """One thing a check looks at; the host as a whole has no name.
 
-    ``within`` names other targets it lives in: a database its container's service, a repository its disk. A failure
+    ``within`` names other targets it lives in, with the kind of their checks where a name may be another's as well
+    (``service:db``): a database its container's service, a repository its disk. A failure
     there explains a failure here.
     """
 
@@ -92,9 +96,9 @@ class Check:
     ``targets`` names what there is to look at; nothing means that nothing is configured, which is ``skip``.
     ``after`` names checks that must not have failed at the same target, at one it is within, or at the whole host.
     ``explained_by`` names checks, or their prefix, whose failure at a target this one is within is the reason of a
-    failure here: their alarm is folded into this one. ``after_one`` names checks of which one that has not failed is
-    enough: a database is in several repositories. ``lane`` puts checks of one target into one thread, one after
-    the other: those of a database share its session.
+    failure here: their alarm is folded into this one. ``after_one`` names checks of which one that has not failed, at
+    a target this one is within, is enough: a database is in several repositories. ``lane`` puts checks of one target
+    into one thread, one after the other: those of a database share its session.
     """
 
     id: str

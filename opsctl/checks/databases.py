@@ -19,6 +19,9 @@ PER_SERVER = "Looked at once for a server, in its first database."
 LISTEN_SECONDS = 1.0
 ROUND_TRIPS = 5
 
+ENGINE = "engine"
+"""What runs the services is one target, which they and the databases among them are within."""
+
 HUNG = "Something listens there but does not answer: the server hangs, or its machine is out of memory or disk."
 RESERVED = (
     "End sessions that do nothing, or raise max_connections. From PostgreSQL 16 on, reserved_connections and"
@@ -27,7 +30,15 @@ RESERVED = (
 
 
 def databases(scope: Scope) -> Iterable[Target]:
-    return [Target(name) for name in scope.databases]
+    """Each within the service whose container it is in, if it is in one."""
+    homes = {name: home_of(scope, name) for name in scope.databases}
+    return [Target(name, within=(ENGINE, f"service:{home}") if home else ()) for name, home in homes.items()]
+
+
+def home_of(scope: Scope, database: str) -> str | None:
+    """The service whose container a database is in."""
+    settings = scope.config.databases.get(scope.config.section_of(database) or "")
+    return settings.service if settings else None
 
 
 def servers(scope: Scope) -> Iterable[Target]:
@@ -147,6 +158,7 @@ CHECKS = (
         unit="s",
         targets=databases,
         not_configured=NOT_CONFIGURED,
+        after=("docker",),
         explained_by=("service",),
         lane=LANE,
         timeout_seconds=7,

@@ -7,12 +7,13 @@ from pathlib import Path
 from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.network import Answer, RungBroken, ask
 from opsctl.checks.scope import Scope
+from opsctl.checks.services import services
 
 
 def endpoints(scope: Scope) -> Iterable[Target]:
-    """Those of ``[http.NAME]``, and those of the services, each within its service."""
-    services = scope.config.services
-    return [Target(name, within=(name,) if name in services else ()) for name in scope.config.http]
+    """Those of ``[http.NAME]``, and those of the services, each within its service and what that is within."""
+    within = {each.name: (f"service:{each.name}", *each.within) for each in services(scope)}
+    return [Target(name, within=within.get(name, ())) for name in scope.config.http]
 
 
 def check_answer(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
@@ -87,7 +88,8 @@ CHECKS = (
         unit="s",
         targets=endpoints,
         not_configured="No address is configured ([http.NAME], [services.NAME.http]).",
-        explained_by=("service",),
+        after=("service.state", "service.health"),
+        after_one=("db.connect",),
         timeout_seconds=9,
     ),
 )

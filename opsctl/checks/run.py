@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from opsctl.checks.check import NO_THRESHOLDS, Check, CheckResult, Finding, Remedy, Target, Thresholds
+from opsctl.checks.check import NO_CONTAINER, NO_THRESHOLDS, Check, CheckResult, Finding, Remedy, Target, Thresholds
 from opsctl.checks.scope import Scope
 from opsctl.errors import DatabaseUnreachable, NotPermitted, OpsctlError
 from opsctl.telemetry.logs import get_logger
@@ -36,8 +36,18 @@ class Unit:
         return (self.check.lane, self.target.name) if self.check.lane else None
 
     def is_after(self, other: "Unit") -> bool:
-        same = other.target.name in {self.target.name, "", *self.target.within}
-        return same and other.check.id in {*self.check.after, *self.check.after_one}
+        within = self._is_within(other)
+        same = within or other.target.name in {self.target.name, ""}
+        return (same and other.check.id in self.check.after) or (within and other.check.id in self.check.after_one)
+
+    def may_be_explained_by(self, other: "Unit") -> bool:
+        named = any(other.check.id == each or other.check.id.startswith(f"{each}.") for each in self.check.explained_by)
+        return named and self._is_within(other)
+
+    def _is_within(self, other: "Unit") -> bool:
+        """Whether this target lives in the other's; a kind before a name tells a database from a service called so."""
+        kind = other.check.id.partition(".")[0]
+        return not {other.target.name, f"{kind}:{other.target.name}"}.isdisjoint(self.target.within)
 
     def stopped_by(self, ancestors: Sequence["Unit"]) -> "Unit | None":
         """The failed one at the root of what this cannot run after."""
@@ -235,34 +245,40 @@ def _skipped(unit: Unit, message: str, because: str | None = None) -> Unit:
 
 
 def _fold(units: Sequence[Unit]) -> None:
-    """One alarm for one thing: what explains a failure (its container is stopped) becomes part of it."""
+    """One alarm for one thing: what explains a failure (its container is stopped) becomes part of it.
+
+    What explains several (two databases in one container) becomes part of the first, and the others follow from that.
+    """
+    folded: dict[Unit, Unit] = {}
     for unit in units:
-        if unit.result is None or not unit.result.failed:
-            continue
         for other in units:
-            if _explains(other, unit):
-                _fold_into(unit, other, units)
+            if unit.result is None or not unit.result.failed or not unit.may_be_explained_by(other):
+                continue
+            if other in folded:
+                _put_down_to(folded[other], unit, units)
+            elif other.result is not None and other.result.failed:
+                unit.result = _with_reason(unit.result, other)
+                _put_down_to(unit, other, units)
+                folded[other] = unit
 
 
-def _explains(other: Unit, unit: Unit) -> bool:
-    is_named = any(other.check.id == each or other.check.id.startswith(f"{each}.") for each in unit.check.explained_by)
-    return is_named and other.target.name in unit.target.within and other.result is not None and other.result.failed
-
-
-def _fold_into(unit: Unit, other: Unit, units: Sequence[Unit]) -> None:
-    effect, reason = unit.result, other.result
-    if effect is None or reason is None:
-        return
-    is_first = "reason" not in effect.details
-    unit.result = replace(
+def _with_reason(effect: CheckResult, other: Unit) -> CheckResult:
+    """A failure with what explains it: the first reason's words, code and remedy."""
+    reason = other.result
+    if reason is None or "reason" in effect.details:
+        return effect
+    return replace(
         effect,
-        message=f"{reason.message} {effect.message}" if is_first else effect.message,
-        code=reason.code if is_first else effect.code,
-        remedy=(reason.remedy or effect.remedy) if is_first else effect.remedy,
-        details={**effect.details, "reason": effect.details.get("reason", other.check.id)},
+        message=reason.message if effect.code == NO_CONTAINER else f"{reason.message} {effect.message}",
+        code=reason.code,
+        remedy=reason.remedy or effect.remedy,
+        details={**effect.details, "reason": other.check.id},
     )
-    other.root = unit
+
+
+def _put_down_to(cause: Unit, other: Unit, units: Sequence[Unit]) -> None:
+    """``other``, and what was skipped because of it, is no alarm of its own any more."""
     for each in units:
         if each.result is not None and (each is other or each.root is other):
-            each.root = unit
-            each.result = replace(each.result, status="skip", because=unit.check.id)
+            each.root = cause
+            each.result = replace(each.result, status="skip", because=cause.check.id)

@@ -8,15 +8,21 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from opsctl.checks.samples import Samples
-from opsctl.errors import DatabaseUnreachable
+from opsctl.errors import ConfigurationError, DatabaseUnreachable
 
 if TYPE_CHECKING:
     from opsctl.config import Config
     from opsctl.postgres.server import Connection, Server
     from opsctl.postgres.tools import Tools
     from opsctl.repository import Catalog, Repository
+    from opsctl.services import Service
+    from opsctl.services.names import Services
 
 CONNECT_SECONDS = 4
+
+
+def _no_services() -> "Services":
+    raise ConfigurationError("There are no services here.", hint="Write a section [services.NAME].")
 
 
 @dataclass
@@ -30,12 +36,15 @@ class Scope:
     open_repositories: Callable[[], Mapping[str, "Repository"]]
     open_tools: Callable[[str], "Tools"]
     samples: Samples = field(default_factory=Samples)
+    open_services: Callable[[], "Services"] = _no_services
 
     def __post_init__(self) -> None:
         self._lock = Lock()
         self._servers: dict[str, Server] = {}
         self._sessions: dict[str, tuple[ExitStack, Connection]] = {}
         self._is_closed = False
+        self._looking = Lock()
+        self._containers: dict[str, list[Service]] = {}
         self.catalogs: dict[str, Catalog] = {}
         """What the repositories hold that answered, see :meth:`read_catalog`."""
 
@@ -53,6 +62,19 @@ class Scope:
         """What a database is dumped with."""
         with self._lock:
             return self.open_tools(database)
+
+    @property
+    def services(self) -> "Services":
+        with self._lock:
+            return self.open_services()
+
+    def containers(self, service: str) -> "list[Service]":
+        """A service's containers as they were when a check of this run first asked: all judge the same moment."""
+        services = self.services
+        with self._looking:
+            if service not in self._containers:
+                self._containers[service] = services.seen(service)
+            return self._containers[service]
 
     def read_catalog(self, repository: str) -> "Catalog":
         """What a repository holds, for all checks of this run. Raises RepositoryUnreachable."""

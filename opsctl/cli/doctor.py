@@ -163,6 +163,7 @@ def _scope(session: "Session") -> "Scope":
         open_repositories=lambda: session.repositories,
         open_tools=session.tools_of,
         samples=Samples(session.config.state_path / "samples.json"),
+        open_services=lambda: session.services,
     )
 
 

@@ -73,6 +73,7 @@ class Service:
     created_at: datetime | None
     state: ServiceState
     health_check: HealthCheck | None = None
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ class Execution(Protocol):
 
 class ServiceRuntime(Protocol):
     """Every method raises ServicesUnreachable when there is no answer, ServiceFailed when the answer is no."""
+
+    def version(self) -> str:
+        """What answers, and its version."""
+        ...
 
     def list_services(self) -> Sequence[Service]:
         """Every container that belongs to a project, by project and name."""

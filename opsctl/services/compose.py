@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from opsctl.errors import ServiceFailed
@@ -18,6 +19,7 @@ from opsctl.services import Drift
 CONFIG_SECONDS = 20
 RECREATE_SECONDS = 300
 LABEL = "com.docker.compose.project"
+NO_PROGRAM = "there is no compose program"
 NO_COMPOSE = "Install Docker's compose plugin (or docker-compose), and keep the compose file readable for opsctl."
 
 
@@ -62,6 +64,7 @@ class Compose:
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = dict(variables)
         self._configs: dict[Project, Mapping[str, Any] | str] = {}
+        self._asking = Lock()  # checks compare several services of a project at once
 
     @cached_property
     def command(self) -> list[str] | None:
@@ -76,13 +79,14 @@ class Compose:
 
     def services(self, project: Project) -> Mapping[str, Any] | str:
         """The services of a project as they are configured now, or why that is not known."""
-        if project not in self._configs:
-            self._configs[project] = self._resolved(project)
-        return self._configs[project]
+        with self._asking:
+            if project not in self._configs:
+                self._configs[project] = self._resolved(project)
+            return self._configs[project]
 
     def _resolved(self, project: Project) -> Mapping[str, Any] | str:
         if self.command is None:
-            return "there is no compose program"
+            return NO_PROGRAM
         missing = [file for file in project.files if not Path(file).is_file()]
         if missing or not project.files:
             return f"the compose file {missing[0] if missing else ''} cannot be read here".replace("  ", " ")

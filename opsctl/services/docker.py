@@ -48,6 +48,10 @@ class Docker:
         if api is not None:
             api.close()
 
+    def version(self) -> str:
+        with _mapped_errors("be asked for its version"):
+            return f"Docker {self._api.version()['Version']}"
+
     def list_services(self) -> list[Service]:
         """Every container of every compose project."""
         return self._listed([PROJECT])
@@ -251,7 +255,7 @@ def _mapped_errors(doing: str) -> Iterator[None]:
         reason = _reason(error)
         denied = "Permission denied" in reason
         raise ServicesUnreachable(
-            f"Docker does not answer: {reason}.", hint=NOT_ALLOWED if denied else NO_DOCKER
+            f"Docker does not answer: {reason}.", hint=NOT_ALLOWED if denied else NO_DOCKER, denied=denied
         ) from error
 
 
@@ -284,6 +288,7 @@ def _service(described: Mapping[str, Any], name: str | None) -> Service:
         created_at=_time(described["Created"]),
         state=_state(described),
         health_check=_health_check(described["Config"].get("Healthcheck")),
+        memory_limit_bytes=(described.get("HostConfig") or {}).get("Memory") or None,
     )
 
 

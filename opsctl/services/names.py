@@ -18,14 +18,14 @@ class Services:
         *,
         learn_secrets: Callable[[Iterable[str]], None],
     ) -> None:
-        self._runtime = runtime
+        self.runtime = runtime
         self._configured = configured
         self._learn_secrets = learn_secrets
 
     def all(self) -> list[tuple[str, Service | None]]:
         """The configured services, with ``None`` for one without a container; else whatever belongs to a project."""
         if not self._configured:
-            return [(service.name, service) for service in self._runtime.list_services()]
+            return [(service.name, service) for service in self.runtime.list_services()]
         found: list[tuple[str, Service | None]] = []
         for name in self._configured:
             found += [(name, service) for service in self.now(name)] or [(name, None)]
@@ -33,17 +33,22 @@ class Services:
 
     def now(self, name: str) -> list[Service]:
         """The containers of a service at this moment; none if there are none."""
-        found = self._runtime.find(self._selector(name))
+        found = self.runtime.find(self._selector(name))
         is_configured = name in self._configured
-        return list(found or ([] if is_configured else self._runtime.find(Selector(name, container=name))))
+        return list(found or ([] if is_configured else self.runtime.find(Selector(name, container=name))))
 
     def named(self, name: str) -> list[Service]:
         """The containers of a service. Raises ServiceFailed, or ConfigurationError for a wrong name."""
-        found = self.now(name)
+        found = self.seen(name)
         if not found:
             raise self._none(name)
+        return found
+
+    def seen(self, name: str) -> list[Service]:
+        """The containers of a service that are there, whose words may be shown then: their secrets are known."""
+        found = self.now(name)
         for each in found:
-            self._learn_secrets(secrets_of(self._runtime.describe(each)))
+            self._learn_secrets(secrets_of(self.runtime.describe(each)))
         return found
 
     def _selector(self, name: str) -> Selector:
@@ -60,6 +65,6 @@ class Services:
                 f"There is no container of the service {name}.",
                 hint="`docker compose up -d` makes it; else correct its section in opsctl.toml.",
             )
-        known = [*self._configured, *(service.name for service in self._runtime.list_services())]
+        known = [*self._configured, *(service.name for service in self.runtime.list_services())]
         hint = nearest(name, known) or f"There are: {', '.join(dict.fromkeys(known)) or 'none'}."
         return ConfigurationError(f"There is no service {name!r}.", hint=hint)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,3 +41,15 @@ def engine(pytestconfig: pytest.Config) -> Iterator[Any]:
         pytest.fail(text) if pytestconfig.getoption("--require-services") else pytest.skip(text)
     with module.running() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def compose_plugin(engine: Any, pytestconfig: pytest.Config) -> Path:
+    """A ``DOCKER_CONFIG`` with compose v2 in it, see engine.py; kept from run to run."""
+    assert pytestconfig.cache is not None
+    try:
+        found: Path = sys.modules["engine"].compose_plugin(pytestconfig.cache.mkdir("compose-v2"))
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        text = f"no compose v2: {error}"
+        return pytest.fail(text) if pytestconfig.getoption("--require-services") else pytest.skip(text)
+    return found

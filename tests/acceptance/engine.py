@@ -106,6 +106,47 @@ class Engine:
         self("rm", "--force", "--volumes", *containers, check=False)
 
 
+PLUGIN = Path("usr/libexec/docker/cli-plugins/docker-compose")
+PLUGIN_SUITE = "trixie"
+"""The first Debian whose docker-compose is compose v2, a plugin of the docker CLI that runs anywhere."""
+
+
+def compose_plugin(folder: Path) -> Path:
+    """A ``DOCKER_CONFIG`` with compose v2 in it, from where this machine gets its packages. Nothing is installed."""
+    plugin = folder / "config/cli-plugins/docker-compose"
+    if not plugin.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            _download("docker-compose", Path(work))
+            (package,) = Path(work).glob("docker-compose_*.deb")
+            subprocess.run(["dpkg", "--extract", package, work], check=True)
+            plugin.parent.mkdir(parents=True, exist_ok=True)
+            (Path(work) / PLUGIN).replace(plugin)
+    return folder / "config"
+
+
+def _download(package: str, folder: Path) -> None:
+    """A package of the other Debian: apt with this machine's own sources, its suite's name replaced."""
+    own = Path("/etc/apt")
+    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    sources = folder / "sources"
+    for each in ("sources", "lists/partial", "archives/partial"):
+        (folder / each).mkdir(parents=True)
+    for file in [own / "sources.list", *(own / "sources.list.d").glob("*.list"), *own.glob("sources.list.d/*.sources")]:
+        if file.exists():
+            text = file.read_text().replace(release["VERSION_CODENAME"].strip('"'), PLUGIN_SUITE)
+            (sources / file.name).write_text(text)
+    options = {
+        "Dir::Etc::SourceList": "/dev/null",
+        "Dir::Etc::SourceParts": sources,
+        "Dir::State::Lists": folder / "lists",
+        "Dir::Cache": folder,
+        "APT::Sandbox::User": "root",
+    }
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    subprocess.run(["apt-get", *words, "--quiet=2", "update"], check=False, cwd=folder)
+    subprocess.run(["apt-get", *words, "--quiet=2", "download", package], check=True, cwd=folder)
+
+
 @contextmanager
 def running() -> Iterator[Engine]:
     """The engine, with a small image of busybox and one of PostgreSQL 15; everything is gone afterwards."""

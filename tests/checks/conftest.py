@@ -24,6 +24,8 @@ from opsctl.config import load_config
 from opsctl.postgres.server import Server
 from opsctl.postgres.tools import Tools
 from opsctl.repository import Repository
+from opsctl.services.docker import Docker
+from opsctl.services.names import Services
 from opsctl.storage import open_storage
 
 
@@ -39,6 +41,8 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
         config = load_config(folder / "opsctl.toml", working_folder=folder)
         urls = {name: config.repository(name) for name in config.repositories}
         repositories = {name: Repository(name, open_storage(each.url, each)) for name, each in urls.items()}
+        runtime = Docker(config.variables)
+        services = Services(runtime, config.services, learn_secrets=list)
         scope = Scope(
             config=config,
             databases=list(config.databases),
@@ -47,13 +51,17 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
             open_repositories=lambda: repositories,
             open_tools=lambda _name: Tools(search_path=config.search_path, environment=config.child_environment),
             samples=Samples(config.state_path / "samples.json"),
+            open_services=lambda: services,
         )
         checks = all_checks(config)
         check_ids(config.doctor.disabled, where="doctor.disabled", checks=checks)
         changed = {name: (limits.warn, limits.crit) for name, limits in config.doctor.thresholds.items()}
         units = list_units(checks, scope, thresholds_of(changed, source="", checks=checks))
         chosen = choose_units(units, words, disabled=config.doctor.disabled, enabled=config.doctor.enabled)
-        return {each.name: each for each in run_checks(chosen, scope)}
+        try:
+            return {each.name: each for each in run_checks(chosen, scope)}
+        finally:
+            runtime.close()
 
     return examine
 

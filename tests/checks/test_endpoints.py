@@ -72,11 +72,16 @@ def test_the_lower_rungs(look, serve, authority):
     assert {each.status for each in good.values()} == {"ok"}
 
 
-def test_the_address_of_a_service(look, serve):
-    """[services.NAME.http] is looked at under the service's name."""
-    text = f'[services.bot]\ncontainer = "bot"\n[services.bot.http]\nurl = "http://127.0.0.1:{serve()}/200"\n'
-
+def test_the_address_of_a_service(look, serve, canned_engine, monkeypatch):
+    """[services.NAME.http] is looked at under the service's name, unless its container does not run."""
+    monkeypatch.setenv("DOCKER_HOST", canned_engine.host)
+    text = f'[services.bot]\n[services.bot.http]\nurl = "http://127.0.0.1:{serve()}/200"\n'
     assert look(text, "http.bot")["http.answer (bot)"].status == "ok"
+
+    canned_engine.containers["bot"]["State"] |= {"Status": "exited", "Running": False, "ExitCode": 137}
+    stopped = look(text, "http.bot")
+    assert stopped["service.state (bot)"].status == "crit"
+    assert (stopped["http.answer (bot)"].status, stopped["http.answer (bot)"].because) == ("skip", "service.state")
 
 
 def test_a_slow_answer_warns(look, serve):

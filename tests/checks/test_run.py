@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 
 from opsctl.checks import ALL_CHECKS, choose_units, thresholds_of
-from opsctl.checks.check import Check, CheckResult, Finding, Remedy, Target, Thresholds
+from opsctl.checks.check import NO_CONTAINER, Check, CheckResult, Finding, Remedy, Target, Thresholds
 from opsctl.checks.report import as_document, from_document, judge_again, report, verdict, worst
 from opsctl.checks.run import SESSIONS, list_units, run_checks
 from opsctl.checks.samples import Samples
@@ -208,6 +208,49 @@ def test_the_reason_is_folded_into_its_effect():
     cause = results[3]
     assert (cause.code, cause.remedy.command) == ("exited", "opsctl restart db")
     assert cause.message.startswith("Container db has exited. ")
+
+
+def test_a_database_and_a_service_of_one_name_are_two_things():
+    """What lives in the database db does not wait for the container of the service db, nor the other way round."""
+    health = check("service.health", "crit", targets=lambda _: [Target("db")])
+    state = check("service.state", targets=lambda _: [Target("db"), Target("api", within=("db:db",))])
+    connect = check("db.connect", targets=lambda _: [Target("db", within=("service:db",))])
+    answer = check(
+        "http.answer",
+        after=("service.health", "db.connect"),
+        targets=lambda _: [Target("api", within=("service:api", "db:db"))],
+    )
+    assert told(run(health, state, connect, answer))[-1] == ("http.answer", "ok", None)
+
+    refused = check("db.connect", "crit", targets=lambda _: [Target("db", within=("service:other",))])
+    assert told(run(state, refused, answer))[-1] == ("http.answer", "skip", "db.connect")
+
+
+def test_one_reason_of_several_failures_is_one_alarm():
+    """Two databases in one stopped container: the first has the alarm, the second and what hangs on it follow.
+
+    Where a failure says no more than that the container does not run, the reason says it alone.
+    """
+    stopped = check("service.state", "crit", targets=lambda _: [Target("db")])
+    refused = replace(
+        check(
+            "db.connect",
+            targets=lambda _: [Target(name, within=("db",)) for name in ("a", "b")],
+            explained_by=("service",),
+        ),
+        probe=lambda *_: Finding("crit", "No container.", code=NO_CONTAINER),
+    )
+    below = check("db.blocked", targets=lambda _: [Target("a"), Target("b")], after=("db.connect",))
+    results = run(stopped, refused, below)
+
+    assert told(results) == [
+        ("service.state", "skip", "db.connect"),
+        ("db.connect", "crit", None),
+        ("db.connect", "skip", "db.connect"),
+        ("db.blocked", "skip", "db.connect"),
+        ("db.blocked", "skip", "db.connect"),
+    ]
+    assert (results[1].message, results[1].code) == ("service.state is crit", "state")
 
 
 @pytest.mark.parametrize(
