@@ -7,9 +7,11 @@ hash of the configuration is no help: several versions of compose got it wrong w
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from shutil import which
 from threading import Lock
 from typing import Any
 
@@ -69,13 +71,11 @@ class Compose:
     @cached_property
     def command(self) -> list[str] | None:
         """How it is called; ``None`` when there is none."""
-        for words in (["docker", "compose"], ["docker-compose"]):
-            try:
-                if self._run([*words, "version"], CONFIG_SECONDS).returncode == 0:
-                    return words
-            except (OSError, subprocess.TimeoutExpired):
-                continue
-        return None
+        plugin, program = ["docker", "compose"], "docker-compose"
+        with suppress(OSError, subprocess.TimeoutExpired):
+            if self._run([*plugin, "version"], CONFIG_SECONDS).returncode == 0:
+                return plugin
+        return [program] if which(program, path=self._variables.get("PATH", "")) else None
 
     def services(self, project: Project) -> Mapping[str, Any] | str:
         """The services of a project as they are configured now, or why that is not known."""

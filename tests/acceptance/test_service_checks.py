@@ -1,6 +1,8 @@
 """Doctor on a real stack in Docker: a database, an api and a bot; each trouble is one cause, and its remedy works."""
 
+import os
 import shlex
+import signal
 import subprocess
 import time
 
@@ -293,3 +295,15 @@ def test_no_docker_is_one_alarm(opsctl, stack):
     only_alarm(run, "docker", "engine")
 
     assert {("db.connect", "saasdb"), ("service.state", "bot"), ("http.answer", "api")} <= skipped(run, "docker")
+
+
+def test_a_hanging_engine_is_one_alarm(opsctl, stack):
+    """It ends, and says which of them does not answer."""
+    os.kill(stack.engine.pid, signal.SIGSTOP)
+    try:
+        run = opsctl.doctor()
+    finally:
+        os.kill(stack.engine.pid, signal.SIGCONT)
+
+    assert [(each["id"], each["status"]) for each in alarms(run)] == [("docker", "unknown")], run
+    assert run.returncode == 3
