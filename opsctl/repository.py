@@ -180,6 +180,14 @@ class Catalog:
     incomplete: list[Incomplete] = field(default_factory=list)
     unreachable: dict[str, RepositoryUnreachable] = field(default_factory=dict)
 
+    @property
+    def next_run_bytes(self) -> int:
+        """What the next backups take if they are like the last ones: the newest of each database together."""
+        newest: dict[str, int] = {}
+        for backup in sorted(self.backups, key=lambda each: each.created_at):
+            newest[backup.database] = backup.manifest.stored_bytes
+        return sum(newest.values())
+
 
 class Repository:
     """A repository by its configured name. Its backups are locked for ``lock_for``, where the storage can do that."""

@@ -78,10 +78,7 @@ def _clock(repository: Repository, clock: Callable[[], datetime]) -> Iterator[Tr
 
 def _space(repository: Repository, catalog: Catalog) -> Iterator[Trial]:
     free = repository.storage.free_bytes()
-    newest: dict[str, int] = {}
-    for backup in sorted(catalog.backups, key=lambda each: each.created_at):
-        newest[backup.database] = backup.manifest.stored_bytes
-    needed = sum(newest.values())
+    needed = catalog.next_run_bytes
     if free is None or not needed:
         return
     times = free / needed

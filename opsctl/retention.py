@@ -70,14 +70,16 @@ class Policy:
 class Candidate:
     """What retention needs to know of a backup.
 
-    ``proven`` is the strongest level a passing verification has proven, ``failed`` says that the newest verification
-    failed, ``server`` is the system identifier of the server the backup was taken from.
+    ``proven`` is the strongest level a passing verification of this copy has proven, ``proven_anywhere`` that of any
+    copy; ``failed`` says that the newest verification failed, ``server`` is the system identifier of the server the
+    backup was taken from.
     """
 
     id: str
     created_at: datetime
     pinned: bool = False
     proven: EvidenceLevel | None = None
+    proven_anywhere: EvidenceLevel | None = None
     failed: bool = False
     server: str | None = None
 
@@ -93,7 +95,8 @@ def candidate(backup: StoredBackup | Backup, copies: Iterable[StoredBackup] = ()
     """A backup as retention sees it, ``copies`` of it elsewhere included.
 
     A pin is for the backup, wherever it was set, and what was proven of one copy is true of the same bytes in another
-    place; only damage concerns that place alone. Else a copy that one repository prunes would be copied there again.
+    place: else a copy that one repository prunes would be copied there again. That these bytes are still the same is
+    proven by a verification of this copy alone, so that counts by itself as well.
     """
     everywhere = [backup, *copies]
     proofs = [each.proven.level for each in everywhere if each.proven and not backup.failed]
@@ -101,7 +104,8 @@ def candidate(backup: StoredBackup | Backup, copies: Iterable[StoredBackup] = ()
         id=backup.manifest.id,
         created_at=backup.manifest.created_at,
         pinned=any(each.pinned for each in everywhere),
-        proven=max(proofs, key=EVIDENCE_LEVELS.index, default=None),
+        proven=backup.proven.level if backup.proven else None,
+        proven_anywhere=max(proofs, key=EVIDENCE_LEVELS.index, default=None),
         failed=backup.failed,
         server=backup.manifest.system_identifier,
     )
@@ -185,9 +189,13 @@ def _proofs(good: Sequence[Candidate]) -> Iterator[Kept]:
         yield good[0], "newest good"
     for level in PROTECTED_LEVELS:
         enough = EVIDENCE_LEVELS[EVIDENCE_LEVELS.index(level) :]
-        newest = next((backup for backup in good if backup.proven in enough), None)
-        if newest:
-            yield newest, f"newest proven {level}" + (" or better" if len(enough) > 1 else "")
+        words = f"newest proven {level}" + (" or better" if len(enough) > 1 else "")
+        here = next((backup for backup in good if backup.proven in enough), None)
+        anywhere = next((backup for backup in good if backup.proven_anywhere in enough), None)
+        if here:
+            yield here, words
+        if anywhere and anywhere is not here:
+            yield anywhere, f"{words}, in another repository"
 
 
 def _exempt(newest_first: Sequence[Candidate], good: Sequence[Candidate], now: datetime) -> Iterator[Kept]:

@@ -115,6 +115,26 @@ def test_only_intact_copies_are_sources(store, retention):
         assert each.backup.id not in {own.id for own in catalogs[each.to].backups}
 
 
+@given(stores, st.fixed_dictionaries(dict.fromkeys(NAMES, policies)))
+@settings(deadline=None, max_examples=100)
+def test_the_newest_proven_copy_of_each_repository_stays(store, retention):
+    """What was proven elsewhere adds to what is kept, and never takes the place of a copy that was itself proven."""
+    catalogs = catalogs_of(store)
+    gone = {line.place for line in prune.plan(catalogs, retention, now=NOW).remove}
+    for name, catalog in catalogs.items():
+        copies = [copy for backup in catalog.backups for copy in backup.copies if backup.created_at <= NOW]
+        for server in {copy.manifest.system_identifier for copy in copies}:
+            for level in ("restored", "counted", "content"):
+                enough = EVIDENCE_LEVELS[EVIDENCE_LEVELS.index(level) :]
+                proven = [
+                    copy.manifest
+                    for copy in copies
+                    if copy.manifest.system_identifier == server and copy.proven and copy.proven.level in enough
+                ]
+                newest = max(proven, key=lambda manifest: manifest.started_at, default=None)
+                assert newest is None or (name, newest.id) not in gone
+
+
 def test_a_repository_that_did_not_answer_is_left_alone():
     """Neither a source nor a target: what is in it is unknown."""
     catalogs = catalogs_of([(StoredBackup("first", replace(MANIFEST, id="shop-1"), pinned=False, evidence=()),)])

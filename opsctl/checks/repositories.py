@@ -10,10 +10,11 @@ from opsctl.checks.clocks import judge_skew
 from opsctl.checks.disks import mounts_of
 from opsctl.checks.scope import Scope
 from opsctl.errors import RemovalRefused, RepositoryUnreachable
-from opsctl.repository import HIDDEN
+from opsctl.repository import CLOCK_LIMIT, HIDDEN
+from opsctl.repository_check import CLOCK_WARNING, ROOM_LIMIT, ROOM_WARNING
 
 if TYPE_CHECKING:
-    from opsctl.repository import Catalog, Incomplete
+    from opsctl.repository import Incomplete
 
 NO_LIMIT = "It has no size of its own: what fits is a matter of money."
 
@@ -53,15 +54,7 @@ def check_space(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
     free = storage.free_bytes()
     if free is None:
         return Finding("skip", NO_LIMIT)
-    return judge_space(storage.address, free, next_run_bytes(scope.catalogs[target]), thresholds)
-
-
-def next_run_bytes(catalog: "Catalog") -> int:
-    """What the next backups take if they are like the last ones: the newest of each database together."""
-    newest: dict[str, int] = {}
-    for backup in sorted(catalog.backups, key=lambda each: each.created_at):
-        newest[backup.database] = backup.manifest.stored_bytes
-    return sum(newest.values())
+    return judge_space(storage.address, free, scope.catalogs[target].next_run_bytes, thresholds)
 
 
 def judge_space(address: str, free: int, needed: int, thresholds: Thresholds) -> Finding:
@@ -169,7 +162,7 @@ CHECKS = (
         why="A backup is written before an old one is removed. Less than twice its size leaves no room for growth, less"
         " than 1.2 times and the next one may be the one that does not fit.",
         fix="Shorten the retention and prune, or enlarge the disk.",
-        thresholds=Thresholds(warn=2, crit=1.2, falling=True),
+        thresholds=Thresholds(warn=ROOM_WARNING, crit=ROOM_LIMIT, falling=True),
         after=("repository.reachable", "disk.space"),
         targets=repositories,
     ),
@@ -181,7 +174,7 @@ CHECKS = (
         why="S3 refuses requests that are 15 minutes off; from 5 minutes on opsctl does not prune, because it cannot"
         " tell which backup is the newest.",
         fix="Turn time synchronisation on (systemd-timesyncd, chrony).",
-        thresholds=Thresholds(warn=60, crit=300),
+        thresholds=Thresholds(warn=CLOCK_WARNING.total_seconds(), crit=CLOCK_LIMIT.total_seconds()),
         unit="s",
         after=("repository.reachable",),
         targets=repositories,
