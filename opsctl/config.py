@@ -12,6 +12,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from socket import gethostname
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -248,6 +249,17 @@ class Config:
             return self.environment.xdg_state_home / "opsctl"
         home = self.variables.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
         return Path(home) / ".local/state/opsctl"
+
+    @property
+    def actor(self) -> dict[str, Any]:
+        """Who runs this: the user, who became it through sudo, from which address, on which host."""
+        try:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            user = str(os.geteuid())
+        sudo_user, client = self.variables.get("SUDO_USER"), self.variables.get("SSH_CLIENT")
+        actor = {"user": user, "sudo_user": sudo_user, "client": client and client.split(" ")[0]}
+        return {**{key: value for key, value in actor.items() if value}, "host": gethostname(), "pid": os.getpid()}
 
     @property
     def search_path(self) -> list[str]:

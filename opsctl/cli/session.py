@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from opsctl.cli.output import Output
     from opsctl.config import Config
     from opsctl.encryption import Identities, Recipients
+    from opsctl.incident import Incidents
     from opsctl.keys import Keys
     from opsctl.postgres.server import Server
     from opsctl.postgres.tools import Tools
@@ -274,6 +275,14 @@ class Session:
         from opsctl.services.names import Services
 
         return Services(self.runtime, self.config.services, learn_secrets=self.redactor.add)
+
+    @cached_property
+    def incidents(self) -> "Incidents":
+        """The incidents of this host; every line of theirs says who is at work here."""
+        from opsctl.incident import Incidents
+
+        actor = {**self.config.actor, "run_id": self.run_id}
+        return Incidents(self.config.state_path / "incidents", self.redactor, self.clock, actor)
 
     def stream_lines(self) -> None:
         """From here on the result is printed line by line; with ``--json`` as JSON lines."""
