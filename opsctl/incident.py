@@ -256,15 +256,15 @@ class Incident:
 MOMENTS = ("acknowledged", "mitigated", "resolved", "closed")
 """What a person says of an incident, in the order in which it goes."""
 
-FIRST_ACTIONS = frozenset({"acknowledged", "confirmed", "note", "step_started"})
-"""Somebody is at work on it, whether they said so or not."""
+FIRST_ACTIONS = frozenset({"confirmed", "note", "step_started"})
+"""Somebody is at work on it, whether they said so or not. Who opens an incident by hand is at work at once."""
 
 
 def summarize(name: str, events: tuple[Event, ...], *, is_intact: bool = True) -> Summary:
     """What a timeline says of the incident as a whole; pure."""
     first = events[0] if events and events[0].kind == "opened" else None
     moments = {kind: next((moment_of(each) for each in events if each.kind == kind), None) for kind in MOMENTS}
-    acknowledged = moments["acknowledged"] or next((each.at for each in events if each.kind in FIRST_ACTIONS), None)
+    acted = next((each.at for each in events if each.kind in FIRST_ACTIONS), None)
     reached = [kind for kind in MOMENTS if moments[kind] is not None]
     fields = first.fields if first else {}
     detected = fields.get("detected_at")
@@ -275,7 +275,7 @@ def summarize(name: str, events: tuple[Event, ...], *, is_intact: bool = True) -
         status="damaged" if first is None else reached[-1] if reached else "open",
         opened_at=first.at if first else None,
         detected_at=datetime.fromisoformat(detected) if detected else first.at if first else None,
-        acknowledged_at=acknowledged,
+        acknowledged_at=moments["acknowledged"] or (acted if "scenario" in fields else first and first.at),
         mitigated_at=moments["mitigated"],
         resolved_at=moments["resolved"] or moments["closed"],
         closed_at=moments["closed"],

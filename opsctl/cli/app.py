@@ -11,6 +11,7 @@ from opsctl.cli import (
     demo,
     doctor,
     explain,
+    incident,
     keygen,
     prune,
     repository,
@@ -45,10 +46,20 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("services", INCIDENTS, services.services),
     ("logs", INCIDENTS, services.logs),
     ("restart", INCIDENTS, services.restart),
+    ("incident open", INCIDENTS, incident.open_incident),
+    ("incident note", INCIDENTS, incident.note),
+    ("incident list", INCIDENTS, incident.list_incidents),
+    ("incident show", INCIDENTS, incident.show),
+    ("incident verify", INCIDENTS, incident.verify),
+    ("incident export", INCIDENTS, incident.export),
+    ("incident close", INCIDENTS, incident.close),
     ("demo", OPERATION, demo.demo),
 )
 
-GROUPS = {"repository": "Look after the places where backups live."}
+GROUPS = {
+    "incident": "Record what happens: timelines whose every byte is accounted for.",
+    "repository": "Look after the places where backups live.",
+}
 """What the first word of commands of two words stands for."""
 
 HELP = """PostgreSQL backups that are proven, restores that can be undone.

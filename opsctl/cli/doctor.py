@@ -69,7 +69,7 @@ def doctor(
         return show(_judged_again(session, saved, checks or []))
     if watch:
         _watch(session, checks or [], interval, show)
-    return show(_examine(session, checks or []))
+    return show(examine(session, checks or []))
 
 
 def choose_output(
@@ -141,17 +141,17 @@ def _renderer(session: "Session", format: str, fail_on: FailOn) -> Callable[["Re
     return None
 
 
-def _examine(session: "Session", words: list[str]) -> list["CheckResult"]:
+def examine(session: "Session", words: list[str]) -> list["CheckResult"]:
     from opsctl.checks import all_checks, choose_units
     from opsctl.checks.run import list_units, run_checks
 
-    scope, settings = _scope(session), session.config.doctor
+    scope, settings = scope_of(session), session.config.doctor
     units = list_units(all_checks(session.config), scope, _thresholds(session))
     chosen = choose_units(units, words, disabled=settings.disabled, enabled=settings.enabled)
     return run_checks(chosen, scope)
 
 
-def _scope(session: "Session") -> "Scope":
+def scope_of(session: "Session") -> "Scope":
     from opsctl.checks.samples import Samples
     from opsctl.checks.scope import Scope
 
@@ -227,7 +227,7 @@ def _watch(
     """Look and print, again and again; a signal ends it."""
     while True:
         started_at, started = session.clock(), time.monotonic()
-        outcome = show(_examine(session, words))
+        outcome = show(examine(session, words))
         if sys.stdout.isatty() and not session.options.json:
             sys.stdout.write("\x1b[H\x1b[2J")
         session.output.finish(Run(session.command, session.run_id, started_at, session.clock()), outcome)
