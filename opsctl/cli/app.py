@@ -7,6 +7,7 @@ import typer
 from opsctl import __version__
 from opsctl.cli import (
     backup,
+    bundle,
     catalog,
     demo,
     doctor,
@@ -53,6 +54,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("incident verify", INCIDENTS, incident.verify),
     ("incident export", INCIDENTS, incident.export),
     ("incident close", INCIDENTS, incident.close),
+    ("bundle", INCIDENTS, bundle.bundle),
     ("demo", OPERATION, demo.demo),
 )
 

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import sys
 import time
@@ -23,6 +25,9 @@ Format = Literal["text", "json", "nagios", "junit", "prometheus"]
 FailOn = Literal["warn", "crit"]
 
 LISTING_SECONDS = 4
+INPUT_BYTES = 64 * 1024 * 1024
+MAGIC = b"\x1f\x8b"
+"""How a tar.gz begins; JSON does not."""
 
 CheckWords = Annotated[
     list[str] | None,
@@ -38,7 +43,7 @@ FailOnOption = Annotated[
 ]
 InputOption = Annotated[
     Path | None,
-    typer.Option("--input", metavar="FILE", help="Judge what --json saved, instead of looking; - is stdin."),
+    typer.Option("--input", metavar="FILE", help="Judge what --json saved, or a bundle, not what is now; - is stdin."),
 ]
 
 
@@ -196,13 +201,33 @@ def _judged_again(session: "Session", path: Path, words: list[str]) -> list["Che
     from opsctl.checks.report import from_document, judge_again
 
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        document = json.loads(text)
+        with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
+            data = file.read(INPUT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.", hint="--input FILE, or - for stdin.") from error
-    except ValueError:
-        document = None  # said below, as for any other document
+    if len(data) > INPUT_BYTES:
+        raise UsageError(
+            f"{path} is longer than {INPUT_BYTES} bytes.", hint="That is no report of doctor, nor a bundle."
+        )
+    document = _parsed(_of_bundle(data) if data.startswith(MAGIC) else data)
     return choose_results(judge_again(from_document(document), _thresholds(session)), words)
+
+
+def _of_bundle(data: bytes) -> bytes:
+    """Doctor's report in a bundle."""
+    from opsctl.bundle import read_bundle
+
+    members = read_bundle(io.BytesIO(data))
+    if "doctor.json" not in members:
+        raise UsageError("This bundle has no report of doctor.", hint="Its manifest says why, under missing.")
+    return members["doctor.json"]
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None  # said later, as for any other document
 
 
 def _outcome(session: "Session", results: list["CheckResult"], format: str, fail_on: FailOn) -> Outcome:  # noqa: A002

@@ -193,12 +193,21 @@ def show(session: "Session", name: Name = "latest") -> Outcome:
 
     Example: [bold]opsctl incident show latest[/bold]
     """
+    incident = session.incidents.find(name)
+    summary, found = read(session, incident)
+    return Outcome(_document(summary, found), _shown(summary, found), fields={"incident": incident.id})
+
+
+def read(session: "Session", incident: "Incident") -> "tuple[Summary, Examined]":
+    """An incident as it may be shown: what has become known as a secret since it was written is masked."""
+    from dataclasses import replace
+
     from opsctl.incident import summarize
 
-    incident = session.incidents.find(name)
     found = incident.verify()
-    summary = summarize(incident.id, found.events, is_intact=found.is_intact)
-    return Outcome(_document(summary, found), _shown(summary, found), fields={"incident": incident.id})
+    clean = tuple(replace(each, fields=session.redactor.deep(each.fields)) for each in found.events)
+    found = replace(found, events=clean)
+    return summarize(incident.id, clean, is_intact=found.is_intact), found
 
 
 def _document(summary: "Summary", found: "Examined") -> dict[str, Any]:
@@ -311,18 +320,16 @@ def export(session: "Session", name: Name = "latest", md: MarkdownOption = False
 
     Example: [bold]opsctl incident export latest -o postmortem.md[/bold]
     """
-    from opsctl.incident import summarize
     from opsctl.postmortem import as_markdown
 
     if md and session.options.json:
         raise UsageError("--md and --json name two formats.", hint="Use one of them.")
     incident = session.incidents.find(name)
-    found = incident.verify()
-    summary = summarize(incident.id, found.events, is_intact=found.is_intact)
+    summary, found = read(session, incident)
     document, fields = _document(summary, found), {"incident": incident.id}
     if session.options.json and output is None:
         return Outcome(document, fields=fields)
-    text = session.redactor.text(as_markdown(summary, found))
+    text = as_markdown(summary, found)
     if output is None or str(output) == "-":
         sys.stdout.write(text)
         return Outcome(None, fields=fields)
