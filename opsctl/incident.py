@@ -21,6 +21,7 @@ from typing import IO, Any
 from opsctl.errors import LockHeld, NoSuchIncident, TimelineUnwritable
 from opsctl.manifest import format_time
 from opsctl.telemetry.redact import Redactor
+from opsctl.telemetry.shapes import deep_without_shapes
 from opsctl.timeline import OWN_KEYS, Event, Examined, Head, Link, examine, parse_head, write_line
 
 LOCK_SECONDS = 5.0
@@ -174,7 +175,7 @@ class Incident:
 
     def _clean(self, fields: Mapping[str, Any]) -> Any:
         """As it is written: redacted before anything is shortened, else half a secret might be left."""
-        return bounded(self._redactor.deep(plain(fields)))
+        return bounded(deep_without_shapes(self._redactor.deep(plain(fields))))
 
     def _end_of(self, file: IO[bytes]) -> tuple[Link, bytes, bool]:
         """Where the chain goes on, the cut-off line at the end if there is one, and whether the last byte ends a line.

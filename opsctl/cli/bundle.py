@@ -81,6 +81,8 @@ def _shown(result: Mapping[str, Any]) -> "list[RenderableType]":
 
 def _members(session: "Session", taken: "list[Taken]", incident: "Incident | None") -> dict[str, bytes]:
     """The files of a bundle. Every one is redacted here, at the last moment, as the text that it is."""
+    from opsctl.telemetry.shapes import deep_without_shapes
+
     documents: dict[str, Any] = {"versions.json": _versions(session), "configuration.json": _configuration(session)}
     texts: dict[str, str] = {}
     for each in taken:
@@ -93,7 +95,8 @@ def _members(session: "Session", taken: "list[Taken]", incident: "Incident | Non
     if incident is not None:
         texts |= _of_incident(session, incident)
     clean = {name: session.redactor.text(text) for name, text in texts.items()}
-    clean |= {name: _as_json(session.redactor.deep(document)) for name, document in documents.items()}
+    shapeless = {name: deep_without_shapes(session.redactor.deep(each)) for name, each in documents.items()}
+    clean |= {name: json.dumps(each, indent=1, ensure_ascii=False) for name, each in shapeless.items()}
     return {name: text.encode("utf-8", "replace") for name, text in clean.items()}
 
 
@@ -169,11 +172,7 @@ def _told(value: Any, key: str = "") -> Any:
     if key in PLACES and value is not None:
         return "set"
     if isinstance(value, Mapping):
-        return {name: _told(each, name) for name, each in value.items()}
+        return {name: _told(each, name) for name, each in value.items() if each is not None}
     if isinstance(value, list | tuple):
         return [_told(each) for each in value]
     return value
-
-
-def _as_json(document: Any) -> str:
-    return json.dumps(document, indent=1, ensure_ascii=False)

@@ -40,12 +40,12 @@ def take_pieces(session: "Session") -> "list[Taken]":
     from dataclasses import replace
 
     from opsctl.pieces import take
+    from opsctl.telemetry.shapes import deep_without_shapes
 
-    taken = take(pieces(session))
-    return [
-        replace(each, data=session.redactor.deep(each.data), reason=each.reason and session.redactor.text(each.reason))
-        for each in taken
-    ]
+    def clean(value: Any) -> Any:
+        return deep_without_shapes(session.redactor.deep(value))
+
+    return [replace(each, data=clean(each.data), reason=clean(each.reason)) for each in take(pieces(session))]
 
 
 def capture(session: "Session", incident: "Incident", *, when: str = "before") -> "list[Taken]":
