@@ -7,6 +7,7 @@ Searched in this order: ``--config``, ``OPSCTL_CONFIG``, ``./opsctl.toml``, ``$X
 
 import os
 import pwd
+import re
 import shlex
 import subprocess
 import tomllib
@@ -35,6 +36,10 @@ from opsctl.settings import (
 DEFAULT_REPOSITORY = "./backups"
 CHILD_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """What a child process needs of our environment, besides libpq's own ``PG*``: no other secret travels along."""
+
+SECRET_NAME = re.compile(r"pass|secret|token|key\b|credential|auth|dsn|private", re.IGNORECASE)
+SHORTEST = 6
+"""A variable with a secret's name and a shorter value (``AUTH=on``) is no secret."""
 
 
 class Environment(BaseSettings):
@@ -307,6 +312,9 @@ class Config:
             yield from (value.get_secret_value() for value in endpoint.headers.values())
         for name in ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
             yield self.variables.get(name, "")
+        for name, value in self.variables.items():  # those of other programs, which a step or a log may show
+            if SECRET_NAME.search(name) and len(value) >= SHORTEST and not value.startswith("/"):
+                yield value
 
 
 def _endpoints_of(services: Mapping[str, ServiceSettings]) -> dict[str, HttpSettings]:

@@ -6,7 +6,7 @@ mention, or a character that a terminal obeys.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -29,7 +29,7 @@ REFERENCE = re.compile(r"([@#])(?=\w)")
 ADDRESS = re.compile(r"(?<=[a-z])(?=://)|(?<=\bwww)(?=\.)", re.IGNORECASE)
 APART = "&#8203;"
 OUTPUTS = ("output", "stdout", "stderr", "data", "capture")
-NOT_TOLD = frozenset({*OUTPUTS, "checks", "verdict", "counts", "incident"})
+NOT_TOLD = frozenset({*OUTPUTS, "step", "text", "undo", "happened_at", "run_id", "digest", "effect"})
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,15 @@ def check_changes(events: Sequence[Event]) -> list[Change]:
     for event in events:
         for each in event.fields.get("checks") or () if event.kind == "checks" else ():
             if isinstance(each, dict) and "id" in each and "status" in each:
-                name = f"{each['id']} ({each['target']})" if each.get("target") else str(each["id"])
-                seen.setdefault(name, []).append(each)
+                seen.setdefault(_name(each), []).append(each)
     return [
         Change(name, str(found[0]["status"]), str(found[-1]["status"]), str(found[-1].get("message") or ""))
         for name, found in seen.items()
     ]
+
+
+def _name(check: Mapping[str, Any]) -> str:
+    return f"{check.get('id')} ({check['target']})" if check.get("target") else str(check.get("id"))
 
 
 def durations(summary: Summary) -> dict[str, float | None]:
@@ -77,18 +80,80 @@ def durations(summary: Summary) -> dict[str, float | None]:
 def told(event: Event) -> str:
     """An event in one line of plain text."""
     fields = event.fields
-    if event.kind == "capture":
-        return f"{fields.get('piece')}: {fields.get('reason') or 'saved'}"
-    if event.kind == "checks":
-        verdict = fields.get("verdict")
-        said = verdict.get("summary") if isinstance(verdict, dict) else None
-        return " ".join(str(each) for each in (fields.get("when"), fields.get("status"), said) if each)
-    main = [str(fields[key]) for key in ("step", "summary", "text") if fields.get(key)]
-    if "happened_at" in fields:
-        main.append(f"(at {_moment(moment_of(event))})")
-    shown = {"step", "summary", "text", "happened_at", "detected_at", *NOT_TOLD}
-    more = [f"{key}={_compact(each)}" for key, each in fields.items() if key not in shown and each not in (None, "")]
-    return clean(" ".join([*main, *more]))
+    step = f"{fields['step']}: " if fields.get("step") else ""
+    tell = TOLD.get(event.kind)
+    said = tell(fields) if tell else _anything(fields)
+    late = f" (at {_moment(moment_of(event))})" if "happened_at" in fields else ""
+    return clean(f"{step}{'undo, ' if fields.get('undo') else ''}{said}{late}")
+
+
+def _opened(fields: Mapping[str, Any]) -> str:
+    return str(fields.get("summary") or fields.get("scenario") or "")
+
+
+def _commanded(fields: Mapping[str, Any]) -> str:
+    commands = fields.get("command") or ()
+    return "; ".join(map(str, commands)) if isinstance(commands, list) else str(commands)
+
+
+def _ended(fields: Mapping[str, Any]) -> str:
+    code, seconds, reason = (fields.get(key) for key in ("exit_code", "duration_seconds", "reason"))
+    parts = [str(fields.get("outcome") or "ended"), f"exit code {code}" if code else "", str(reason or "")]
+    after = f" after {seconds:.1f} s" if isinstance(seconds, int | float) else ""
+    return ", ".join(each for each in parts if each) + after
+
+
+def _agreed(fields: Mapping[str, Any]) -> str:
+    parts = [fields.get("how"), fields.get("target"), _commanded(fields), fields.get("text")]
+    return ", ".join(str(each) for each in parts if each)
+
+
+def _looked(fields: Mapping[str, Any]) -> str:
+    """The verdict of all checks, or what each of a few said."""
+    verdict = fields.get("verdict")
+    said = verdict.get("summary") if isinstance(verdict, dict) else None
+    if said is None:
+        found = [each for each in fields.get("checks") or () if isinstance(each, dict)]
+        said = ", ".join(f"{_name(each)} {each.get('status')}" for each in found)
+    return " ".join(str(each) for each in (fields.get("when"), fields.get("status"), said) if each)
+
+
+def _saved(fields: Mapping[str, Any]) -> str:
+    return f"{fields.get('piece')}: {fields.get('reason') or 'saved'}"
+
+
+def _reason(fields: Mapping[str, Any]) -> str:
+    return str(fields.get("reason") or "")
+
+
+def _anything(fields: Mapping[str, Any]) -> str:
+    """A note, a moment, or what a later opsctl tells of."""
+    more = [f"{key}={_compact(each)}" for key, each in fields.items() if key not in NOT_TOLD and each not in (None, "")]
+    return " ".join([str(fields.get("text") or ""), *more])
+
+
+TOLD: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "opened": _opened,
+    "step_started": _commanded,
+    "step_finished": _ended,
+    "step_skipped": _reason,
+    "refused": _reason,
+    "confirmed": _agreed,
+    "checks": _looked,
+    "capture": _saved,
+}
+
+
+def unfinished(events: Sequence[Event]) -> list[str]:
+    """The steps that began and have no end: opsctl was killed in the middle, and what they did is not known."""
+    under_way: dict[str, None] = {}
+    for event in events:
+        step = str(event.fields.get("step") or "")
+        if event.kind == "step_started":
+            under_way[step] = None
+        elif event.kind == "step_finished":
+            under_way.pop(step, None)
+    return list(under_way)
 
 
 def _compact(value: Any) -> str:
@@ -142,6 +207,8 @@ def _warnings(found: Examined) -> Iterator[str]:
     if found.problems:
         lines = [f"> - {'' if each.line is None else f'line {each.line}: '}{each.message}" for each in found.problems]
         yield "\n".join(["> [!WARNING]", "> **This timeline is not what was written.**", ">", *lines])
+    for step in unfinished(found.events):
+        yield f"> [!WARNING]\n> The step {as_inline(step)} began and has no end: what it did is not known."
 
 
 def _facts(summary: Summary, events: Sequence[Event]) -> str:

@@ -213,12 +213,13 @@ def read(session: "Session", incident: "Incident") -> "tuple[Summary, Examined]"
 def _document(summary: "Summary", found: "Examined") -> dict[str, Any]:
     from dataclasses import asdict
 
-    from opsctl.postmortem import check_changes
+    from opsctl.postmortem import check_changes, unfinished
 
     return {
         "incident": _entry(summary),
         "timeline": [_event(each) for each in found.events],
         "checks": [asdict(each) for each in check_changes(found.events)],
+        "unfinished": unfinished(found.events),
         "problems": [asdict(each) for each in found.problems],
         "remarks": [asdict(each) for each in found.remarks],
     }
@@ -228,7 +229,7 @@ def _shown(summary: "Summary", found: "Examined") -> "list[RenderableType]":
     from rich.table import Table
     from rich.text import Text
 
-    from opsctl.postmortem import clean, spoken, told, who
+    from opsctl.postmortem import clean, spoken, told, unfinished, who
 
     lines: list[RenderableType] = [
         Text.assemble((summary.id, "bold"), "  ", (summary.status, STYLES.get(summary.status, ""))),
@@ -246,6 +247,10 @@ def _shown(summary: "Summary", found: "Examined") -> "list[RenderableType]":
         previous = event
         grid.add_row(str(event.seq), f"{event.at:%H:%M:%S}", event.kind.replace("_", " "), Text(told(event)))
     lines += ["", grid]
+    lines += [
+        Text(f"The step {clean(each)} began and has no end: what it did is not known.", style="yellow")
+        for each in unfinished(found.events)
+    ]
     lines += [Text(_spoken_problem(each), style="magenta") for each in (*found.problems, *found.remarks)]
     return lines
 

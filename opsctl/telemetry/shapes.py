@@ -12,7 +12,8 @@ from opsctl.telemetry.redact import MASK
 
 WORD = (
     r"(?:password|passwd|passphrase|(?<![a-z])(?:db|my|pg|root|user)?pass(?![a-z])|pwd|secret|token(?!s\b)|api[_-]?key"
-    r"|access[_-]?key|private[_-]?key|signature|credential|authorization|session[_-]?id|dsn)"
+    r"|access[_-]?key|private[_-]?key|signature|credential|authorization|session[_-]?id|dsn"
+    r"|(?-i:(?<=[A-Z0-9])_(?:KEY|AUTH)(?![A-Z])))"
 )
 REST = r"[\w.-]{0,40}"
 """Of a name. Nothing here is unbounded: a log may be one line of a megabyte."""
@@ -42,10 +43,10 @@ PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # CREATE ROLE … PASSWORD 'x'
     (re.compile(rf"\b((?:password|identified\s{{1,5}}by)\s{{1,5}}){QUOTED}", re.IGNORECASE), rf"\1{MASK}"),
     # user:password@ and token@ of any URL, also percent-encoded as a whole
-    (re.compile(r"([a-z]://[^\s/:@\"']{0,200}:)[^\s@\"']{1,500}@", re.IGNORECASE), rf"\1{MASK}@"),
+    (re.compile(r"([a-z]://[^\s/:@\"']{0,200}:)[^\s@\"']{1,200}@", re.IGNORECASE), rf"\1{MASK}@"),
     (re.compile(r"(\bhttps?://)[^\s/:@\"']{1,500}@", re.IGNORECASE), rf"\1{MASK}@"),
     (
-        re.compile(r"(%3A%2F%2F(?:(?!%40|%3A|%2F)[^\s&\"']){0,200}%3A)(?:(?!%40)[^\s&\"']){1,500}%40", re.IGNORECASE),
+        re.compile(r"(%3A%2F%2F(?:(?!%40|%3A|%2F)[^\s&\"']){0,200}%3A)(?:(?!%40)[^\s&\"']){1,200}%40", re.IGNORECASE),
         rf"\1{MASK}%40",
     ),
     # tokens that say by themselves what they are
