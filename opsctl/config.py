@@ -79,6 +79,7 @@ class Config:
         self.services = dict(file.services)
         self.schedule = file.schedule
         self.doctor = file.doctor
+        self.runbook = file.runbook
         self.encryption = file.encryption
         self.signing = file.signing
         self.http = {**_endpoints_of(file.services), **file.http}
@@ -170,6 +171,12 @@ class Config:
         settings = self.services.get(name, ServiceSettings())
         file = settings.compose_file and (self.folder / settings.compose_file.expanduser()).absolute()
         return settings.model_copy(update={"compose_file": file})
+
+    @property
+    def runbook_path(self) -> Path | None:
+        """The configured runbook; without one it is the shipped one."""
+        path = self.runbook.path
+        return (self.folder / path.expanduser()).absolute() if path else None
 
     def database_url(self, name: str) -> str:
         """The database's URL: ``direct_url``, else ``url`` or the variable that ``url_env`` names."""

@@ -17,6 +17,7 @@ OpsctlError                      1
 ├── QueryFailed                  1   the server refused a statement
 ├── TimelineUnwritable           1   an incident's timeline cannot be written: a full disk, another owner
 ├── ServicesUnreachable          1   Docker does not answer, or not to this user
+├── StepFailed                   1   a step of a runbook failed, or its checks did not become green
 ├── ServiceFailed                1   a container is missing, cannot be restarted, or does not become healthy
 └── Interrupted                130   Ctrl-C (130), SIGTERM and SIGHUP (143)
 
@@ -165,6 +166,10 @@ class ServicesUnreachable(OpsctlError):
     def __init__(self, message: str, *, hint: str | None = None, denied: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.denied = denied
+
+
+class StepFailed(OpsctlError):
+    code = "step_failed"
 
 
 class ServiceFailed(OpsctlError):

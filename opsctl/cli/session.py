@@ -48,15 +48,25 @@ class Options:
 class Session:
     """What a command works with; everything is opened when it is first asked for."""
 
-    def __init__(self, command: str, options: Options) -> None:
+    def __init__(
+        self,
+        command: str,
+        options: Options,
+        *,
+        within: "Session | None" = None,
+        is_confirmed: Callable[[str], bool] | None = None,
+    ) -> None:
+        """``within`` is the run this one is a step of; ``is_confirmed`` tells what a person has confirmed there."""
         from opsctl.cli.output import JsonOutput, TextOutput
         from opsctl.telemetry.redact import Redactor
 
         self.command = command
         self.options = options
-        self.run_id = secrets.token_hex(8)
+        self._within = within
+        self._is_confirmed = is_confirmed
+        self.run_id: str = within.run_id if within else secrets.token_hex(8)
         self.started_at = self.clock()
-        self.redactor = Redactor()
+        self.redactor: Redactor = within.redactor if within else Redactor()
         self.output: Output = (
             JsonOutput(self.redactor) if options.json else TextOutput(self.redactor, quiet=options.quiet)
         )
@@ -69,6 +79,8 @@ class Session:
         """The configuration; from here on the redactor knows its secrets."""
         from opsctl.config import load_config
 
+        if self._within is not None and self.options.config is None:
+            return self._within.config
         config = load_config(self.options.config)
         names = {*config.databases, *config.repositories, *config.services, "postgres"}
         self.redactor.except_for(names)
@@ -307,6 +319,13 @@ class Session:
 
     def confirm(self, name: str, yes: str | None, *, doing: str) -> None:
         """Go on only if a person, or ``--yes``, names what will be changed. Raises Refused."""
+        if yes is None and self._is_confirmed is not None:
+            if self._is_confirmed(name):
+                return
+            raise Refused(
+                f"{doing.capitalize()} concerns {name!r}, which is not what was confirmed.",
+                hint="Correct the target= of the runbook's step.",
+            )
         if yes is not None:
             if yes == name:
                 return

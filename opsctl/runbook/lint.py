@@ -34,8 +34,8 @@ VALUE = re.compile(
 class Known:
     """What there is on this host. Where nothing can be known (no service is configured) it is ``None``."""
 
-    checks: Callable[[str], bool]
-    """Whether a word (``service.bot``) names a check that is made here."""
+    wrong_check: Callable[[str, bool], str | None]
+    """What is wrong with the name of a check (``service.bot``), if anything; whether it is a trigger's."""
     services: Collection[str] | None
     databases: Collection[str]
     usage: Callable[[Sequence[str]], tuple[str, str | None]]
@@ -61,8 +61,9 @@ def lint(runbook: Runbook, known: Known) -> list[Problem]:
 
 def _scenario(scenario: Scenario, known: Known) -> Iterator[Problem]:
     for trigger in scenario.triggers:
-        if not known.checks(trigger):
-            yield Problem(scenario.line, f"There is no check {trigger!r} (triggers).")
+        wrong = known.wrong_check(trigger, True)
+        if wrong:
+            yield Problem(scenario.line, f"triggers: {wrong}")
     for step in scenario.steps:
         yield from _step(step, scenario, known)
     declared, used = set(scenario.parameters), _parameters(scenario)
@@ -86,8 +87,9 @@ def _step(step: Step, scenario: Scenario, known: Known) -> Iterator[Problem]:  #
     if step.changes and not step.verify:
         yield Problem(step.line, f"The step {step.id} changes something and has no verify: what would be green then?")
     for check in step.checks:
-        if not known.checks(check):
-            yield Problem(step.line, f"There is no check {check!r} here (step {step.id}).")
+        wrong = known.wrong_check(check, False)
+        if wrong:
+            yield Problem(step.line, f"{wrong} (step {step.id})")
     if step.effect == "danger":
         yield from _target(step, known)
     for command in step.commands:
@@ -128,18 +130,18 @@ def _command(command: Command, step: Step, known: Known) -> Iterator[Problem]:
 
 def _names(name: str, command: Command, arguments: Sequence[str], known: Known) -> Iterator[Problem]:
     """Services and databases that are named outright."""
-    positional = _positional(arguments)
+    named = positional(arguments)
     if name in SERVICE_COMMANDS and known.services is not None:
-        for each in positional:
+        for each in named:
             if each not in known.services and not each.startswith("$"):
                 yield Problem(command.line, f"There is no service {each!r} here (`{command.text}`).")
     if name in DATABASE_COMMANDS:
-        for each in positional:
+        for each in named:
             if each not in known.databases and not each.startswith("$"):
                 yield Problem(command.line, f"There is no database {each!r} here (`{command.text}`).")
 
 
-def _positional(arguments: Sequence[str]) -> list[str]:
+def positional(arguments: Sequence[str]) -> list[str]:
     """What is neither an option nor the value of one, as far as it can be told: all of opsctl's here take a value."""
     flags = {"--new-server", "--recreate", "--json", "--quiet", "-q", "--debug"}
     found = []

@@ -72,7 +72,12 @@ def known(**changes):
         name = next((n for n in (" ".join(line[1:3]), line[1] if line[1:] else "") if n in commands), "")
         return (name, None) if name else ("", f"There is no command {line[1]!r}.")
 
-    default = {"checks": words.__contains__, "services": ["bot"], "databases": ["saasdb"], "usage": usage}
+    default = {
+        "wrong_check": lambda word, _trigger: None if word in words else f"There is no check {word!r}.",
+        "services": ["bot"],
+        "databases": ["saasdb"],
+        "usage": usage,
+    }
     return Known(**{**default, **changes})
 
 
@@ -165,7 +170,7 @@ def test_a_runbook_is_read_as_it_is_written():
         (step("sh observe", "cat 'x"), "cannot be read: no closing quotation"),
         ("## S\n<!-- parameters: X -->\n```sh observe\ndate\n```\n", "The parameter X is declared and not used."),
         ("## S\n<!-- trigger: db -->\n```sh observe\ndate\n```\n", "Did you mean triggers?"),
-        ("## S\n<!-- triggers: no.such -->\n```sh observe\ndate\n```\n", "There is no check 'no.such' (triggers)."),
+        ("## S\n<!-- triggers: no.such -->\n```sh observe\ndate\n```\n", "triggers: There is no check 'no.such'."),
         ("## S\n\ntext\n\n<!-- triggers: db -->\n", "must stand right under"),
         ("```sh observe\ndate\n```\n", "The step is in no scenario"),
         ("## S\n```sh observe\ndate\n", "The fence never closes"),
