@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from opsctl.cli.output import JsonOutput, Outcome, Output, Run
-from opsctl.errors import DoctorExit, OpsctlError, UsageError
+from opsctl.errors import ConfigurationError, DoctorExit, OpsctlError, UsageError
 
 if TYPE_CHECKING:
     from opsctl.checks.check import CheckResult, Thresholds
@@ -45,6 +45,9 @@ InputOption = Annotated[
     Path | None,
     typer.Option("--input", metavar="FILE", help="Judge what --json saved, or a bundle, not what is now; - is stdin."),
 ]
+RunOption = Annotated[
+    bool, typer.Option("--run", help="On a terminal: run the scenario for the cause, then look again.")
+]
 
 
 def doctor(
@@ -55,19 +58,27 @@ def doctor(
     interval: IntervalOption = 5,
     fail_on: FailOnOption = "warn",
     saved: InputOption = None,
+    run: RunOption = False,
 ) -> Outcome:
     """Examine the databases and what they need: one verdict, one cause, and what to do about it.
 
     Ends with 0 ok, 1 warn, 2 crit, 3 unknown; also 3 when doctor itself could not run. What depends on something that
-    failed is skipped.
+    failed is skipped. What is wrong comes with the runbook's scenario for it.
 
     Example: [bold]opsctl doctor db --fail-on crit[/bold]
     """
     choose_output(session, format, watch=watch, fail_on=fail_on)
 
     def show(results: list["CheckResult"]) -> Outcome:
-        return _outcome(session, results, format, fail_on)
+        return _outcome(session, _with_scenarios(session, results), format, fail_on)
 
+    if run:
+        if watch or saved is not None or format != "text" or not session.is_interactive:
+            raise UsageError(
+                "--run is for a person at a terminal.",
+                hint="`opsctl runbook run SCENARIO --confirm STEP` runs without one; verdict.scenario names it.",
+            )
+        return _run_scenario(session, checks or [], show)
     if saved is not None:
         if watch:
             raise UsageError("--input judges what was saved once.", hint="Leave out --watch.")
@@ -244,6 +255,40 @@ def _outcome(session: "Session", results: list["CheckResult"], format: str, fail
         code = DoctorExit.OK
     cause = found.verdict.cause
     return Outcome(document, text, code, fields={"status": found.status, **({"cause": cause} if cause else {})})
+
+
+def _with_scenarios(session: "Session", results: list["CheckResult"]) -> list["CheckResult"]:
+    """What is not well, with the runbook's scenario for it. A runbook that cannot be read keeps nobody from looking."""
+    from opsctl.cli.runbook import load
+    from opsctl.runbook.triggers import with_scenarios
+
+    try:
+        return with_scenarios(results, load(session))
+    except ConfigurationError as error:
+        session.log().warning("runbook.unread", message=error.message)
+        return results
+
+
+def _run_scenario(session: "Session", words: list[str], show: Callable[[list["CheckResult"]], Outcome]) -> Outcome:
+    """Look, run the scenario for the cause, look again: the second verdict is the result."""
+    from opsctl.cli.runbook import load, problems_of
+    from opsctl.cli.runbook_run import run_scenario
+
+    first = show(examine(session, words))
+    name = (first.result or {})["verdict"]["scenario"]
+    if name is None:
+        return first
+    for renderable in first.text:
+        session.output.show(renderable)
+    runbook = load(session)
+    scenario = runbook.scenario(name)
+    runbook.require_sound(scenario, problems_of(session, runbook))
+    ran = run_scenario(session, runbook, scenario, confirm=[])
+    for renderable in ran.text:
+        session.output.show(renderable)
+    if ran.error is not None:
+        session.output.show(f"{ran.error.message} {ran.error.hint or ''}")
+    return show(examine(session, words))
 
 
 def _watch(

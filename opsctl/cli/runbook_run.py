@@ -2,7 +2,6 @@ import os
 import pwd
 import re
 import socket
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -173,6 +172,7 @@ def _resumed(session: "Session", incident: "Incident", interrupted: frozenset[st
 
 def _means(session: "Session", incident: "Incident", parameters: dict[str, str], confirm: list[str]) -> "Means":
     from opsctl.checks import choose_results
+    from opsctl.cli.capture import capture, record_checks
     from opsctl.cli.doctor import examine
     from opsctl.cli.steps import child_environment, run_opsctl
     from opsctl.runbook.programs import run_program
@@ -195,18 +195,13 @@ def _means(session: "Session", incident: "Incident", parameters: dict[str, str],
         ask=partial(_ask, session, frozenset(confirm)),
         tell=partial(_tell, session),
         record=incident.append,
-        capture=_capture(session, incident),
+        capture=partial(capture, session, incident),
+        look_at_all=partial(record_checks, session, incident, when="after"),
         databases=list(session.config.databases),
         parameters=parameters,
         budget=budget,
         clock=session.clock,
     )
-
-
-def _capture(session: "Session", incident: "Incident") -> Callable[[], Any]:
-    from opsctl.cli.capture import capture
-
-    return lambda: capture(session, incident)
 
 
 # What is shown and asked

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ ENGINE_VARIABLES = ("DOCKER_", "COMPOSE_")
 
 def usage(words: Sequence[str]) -> tuple[str, str | None]:
     """The name of the opsctl command that a command line is about, and what is wrong with its arguments."""
-    from opsctl.cli.app import COMMANDS, meant, new_app
+    from opsctl.cli.app import COMMANDS, meant
 
     name = meant(list(words[1:]))
     if name not in {each for each, _, _ in COMMANDS}:
@@ -40,10 +40,18 @@ def usage(words: Sequence[str]) -> tuple[str, str | None]:
     if HELP_OPTIONS & set(words):
         return name, "It shows help and does nothing."
     try:
-        new_app(lambda *_: 0)(args=list(words[1:]), prog_name="opsctl", standalone_mode=False)
+        _parser()(args=list(words[1:]), prog_name="opsctl", standalone_mode=False)
     except typer.TyperException as error:
         return name, error.format_message()
     return name, None
+
+
+@cache
+def _parser() -> Any:
+    """opsctl without its commands' bodies: it reads a command line and does nothing."""
+    from opsctl.cli.app import new_app
+
+    return typer.main.get_command(new_app(lambda *_: 0))
 
 
 def run_opsctl(

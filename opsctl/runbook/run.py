@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from opsctl.checks import is_named
 from opsctl.checks.check import CheckResult
 from opsctl.errors import OpsctlError
 from opsctl.runbook import Command, Scenario, Step
@@ -104,6 +103,8 @@ class Means:
     """Append to the incident's timeline: on disk before it returns."""
     capture: Callable[[], Any]
     """Save how everything is, before the first change."""
+    look_at_all: Callable[[], Any]
+    """Record how everything is, after the last."""
     databases: Sequence[str]
     parameters: Mapping[str, str]
     budget: RestartBudget
@@ -125,7 +126,6 @@ class ScenarioRun:
 
     def execute(self) -> Ran:
         """Step by step, up to the end or to the first that may not run, or did not work."""
-        self._look_at_all("before")
         stopped_by = None
         for step in self.scenario.steps:
             result = self._step(step)
@@ -135,21 +135,15 @@ class ScenarioRun:
                 break
         ran = Ran(tuple(self._results), stopped_by)
         if ran.changed:
-            is_well = self._look_at_all("after")
-            if stopped_by is None and is_well:
-                self.means.record(
-                    "resolved", text=f"Every step of {self.scenario.id} is done and its checks are green."
-                )
+            self.means.look_at_all()
+            if stopped_by is None and self._is_all_green():
+                self.means.record("resolved", text=f"{self.scenario.id} is through and all its checks are green.")
         return ran
 
-    def _look_at_all(self, when: str) -> bool:
-        words = dict.fromkeys(word for step in self.scenario.steps for word in step.checks)
-        if not words:
-            return True
-        results = self._look([*words])
-        self._record_checks(when, results)
-        verify = [word for step in self.scenario.steps if step.changes for word in step.verify]
-        return is_green([each for each in results if any(is_named(word, each.id, each.target) for word in verify)])
+    def _is_all_green(self) -> bool:
+        """What the last change made green may have been broken again by now."""
+        words = dict.fromkeys(word for step in self.scenario.steps if step.changes for word in step.verify)
+        return is_green(self._look([*words]))
 
     def _look(self, words: Sequence[str]) -> tuple[CheckResult, ...]:
         return tuple(self.means.look(words))
