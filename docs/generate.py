@@ -120,8 +120,8 @@ def _spelling(param: Any) -> str:
 
 
 def _default(param: Any) -> str:
-    is_told = param.default is not None and param.default is not False and not param.is_flag
-    return f" Default: `{param.default}`." if param.param_type_name == "option" and is_told else ""
+    is_told = param.default is not None and param.default is not False
+    return f" Default: `{param.default}`." if param.param_type_name == "option" and is_told and not param.is_flag else ""
 
 
 def _cell(text: str) -> str:

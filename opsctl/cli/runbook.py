@@ -25,16 +25,16 @@ FileOption = Annotated[
 
 
 def list_scenarios(session: "Session", file: FileOption = None) -> Outcome:
-    """List the scenarios of the runbook, with what leads to each.
+    """List the scenarios of the runbook.
 
     Example: [bold]opsctl runbook list[/bold]
     """
     runbook = load(session, file)
     table = plain_table()
-    for heading in ("SCENARIO", "TITLE", "STEPS", "FOR"):
+    for heading in ("SCENARIO", "STEPS"):
         table.add_column(heading)
     for each in runbook.scenarios:
-        table.add_row(each.id, each.title, _counted(each), ", ".join(each.triggers))
+        table.add_row(each.id, _counted(each))
     result = {"path": runbook.source, "scenarios": [_scenario_result(each) for each in runbook.scenarios]}
     return Outcome(result, [table], fields={"scenarios": len(runbook.scenarios)})
 
