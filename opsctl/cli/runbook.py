@@ -241,11 +241,16 @@ def _known(session: "Session") -> "Known":
 def _wrong_check(units: "Sequence[Unit]", word: str, *, is_trigger: bool) -> str | None:
     """What is wrong with a check's name, if anything. What leads to a scenario need not be configured here."""
     from opsctl.checks import is_named
+    from opsctl.checks.own import PREFIX
 
     named = [each for each in units if is_named(word, each.check.id, each.target.name)]
-    if any(each.result is None or each.result.failed for each in named):
+    of_kind = [each for each in units if word.partition(".")[0] == each.check.id.partition(".")[0]]
+    if any(map(_can_look, named)) or (is_trigger and of_kind and not word.startswith(PREFIX)):
         return None
-    of_a_check = named or [each for each in units if f"{word}.".startswith(f"{each.check.id.partition('.')[0]}.")]
-    if not of_a_check:
-        return f"There is no check {word!r}."
-    return None if is_trigger else f"The check {word!r} has nothing to look at here: nothing of the kind is configured."
+    if named or (of_kind and not any(map(_can_look, of_kind))):
+        return f"The check {word!r} has nothing to look at here: nothing of the kind is configured."
+    return f"There is no check {word!r}."
+
+
+def _can_look(unit: "Unit") -> bool:
+    return unit.result is None or unit.result.failed

@@ -48,7 +48,7 @@ def usage(words: Sequence[str]) -> tuple[str, str | None]:
 
 @cache
 def _parser() -> Any:
-    """opsctl without its commands' bodies: it reads a command line and does nothing."""
+    """The application without its commands' bodies: it reads a command line and does nothing."""
     from opsctl.cli.app import new_app
 
     return typer.main.get_command(new_app(lambda *_: 0))

@@ -15,7 +15,7 @@ from opsctl.postgres.processes import die_with_parent
 KEPT_BYTES = 512 * 1024
 """Of a longer output the beginning and the end are kept, half of this each."""
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 2.0
 LOOK_SECONDS = 0.05
 
 Ending = Literal["done", "failed", "timed_out"]

@@ -111,6 +111,15 @@ class Means:
     clock: Callable[[], datetime]
 
 
+@dataclass(frozen=True)
+class _Preview:
+    """A step's commands as they will run, and what is known before. ``replaces``: there is something to lose."""
+
+    commands: tuple[Command, ...]
+    facts: tuple[str, ...]
+    replaces: bool
+
+
 @dataclass
 class ScenarioRun:
     """One run of a scenario. ``finished`` are steps an earlier run of the incident came through."""
@@ -204,12 +213,13 @@ class ScenarioRun:
         key = f"{self.scenario.id}/{step.id}"
         try:
             self.means.budget.check(key, self.means.clock())
-            commands, facts = self._previewed(step, commands)
+            plan = self._previewed(step, commands)
         except OpsctlError as error:
             return self._blocked(step, error.message)
+        facts = plan.facts
         if step.id in self.interrupted:
             facts = ("It was under way when an earlier run of this incident ended. What it did is unknown.", *facts)
-        answer = self.means.ask(Question(step, commands, self._target(step), facts))
+        answer = self.means.ask(Question(step, plan.commands, self._target(step), facts))
         if answer not in HOW:
             return self._not_run(step, answer)
         self.means.record(
@@ -217,20 +227,20 @@ class ScenarioRun:
             step=step.id,
             effect=step.effect,
             how=HOW[answer],
-            command=[each.text for each in commands],
+            command=[each.text for each in plan.commands],
             target=self._target(step),
         )
         if not self.has_captured:
             self.has_captured = True
             self.means.capture()
         safeguards: tuple[str, ...] = ()
-        if step.effect == "danger":
+        if step.effect == "danger" and plan.replaces:
             secured = self._safeguard(step)
             if secured is None:
                 return StepResult(step, "stopped", message="there is no fresh backup that was verified")
             safeguards = secured
         self.means.budget.spend(key, self.means.clock())
-        result = replace(self._run(step, commands), safeguards=safeguards)
+        result = replace(self._run(step, plan.commands), safeguards=safeguards)
         if result.state == "done":
             result = self._verified(step, result)
         return result if result.state == "done" else self._offer_undo(step, result)
@@ -246,23 +256,27 @@ class ScenarioRun:
             return None
         return step.target or (self.means.databases[0] if len(self.means.databases) == 1 else None)
 
-    def _previewed(self, step: Step, commands: tuple[Command, ...]) -> tuple[tuple[Command, ...], tuple[str, ...]]:
+    def _previewed(self, step: Step, commands: tuple[Command, ...]) -> "_Preview":
         """A restore is planned first, and its backup fixed: the one taken before it would be the latest then.
 
         Raises OpsctlError for a plan that would not work.
         """
-        facts: list[str] = []
         found: list[Command] = []
+        facts: list[str] = []
+        modes: list[str] = []
         for command in commands:
             if not is_restore(command):
                 found.append(command)
+                modes.append("")
                 continue
             planned = self.means.run_opsctl([*command.words, "--plan"], timeout_seconds=step.timeout_seconds)
             if planned.ending != "done":
                 raise OpsctlError(planned.message)
+            result = planned.result or {}
             facts.append(planned.output.rstrip())
-            found.append(with_backup(command, str((planned.result or {}).get("backup_id") or "")))
-        return tuple(found), tuple(facts)
+            found.append(with_backup(command, str(result.get("backup_id") or "")))
+            modes.append(result.get("plan", {}).get("mode", ""))
+        return _Preview(tuple(found), tuple(facts), replaces=not set(modes) <= {"create", "fill"})
 
     def _safeguard(self, step: Step) -> tuple[str, ...] | None:
         """Fresh, verified backups of what the step may harm. ``None``: there are none, and nobody goes on without."""
