@@ -121,7 +121,9 @@ def _spelling(param: Any) -> str:
 
 def _default(param: Any) -> str:
     is_told = param.default is not None and param.default is not False
-    return f" Default: `{param.default}`." if param.param_type_name == "option" and is_told and not param.is_flag else ""
+    return (
+        f" Default: `{param.default}`." if param.param_type_name == "option" and is_told and not param.is_flag else ""
+    )
 
 
 def _cell(text: str) -> str:

@@ -77,7 +77,7 @@ def step_result(step: "Step") -> dict[str, Any]:
 def show(session: "Session", scenario: ScenarioName = None, file: FileOption = None) -> Outcome:
     """Print the runbook's Markdown, or one scenario of it.
 
-    The whole is a file to edit: [bold]opsctl runbook show > runbook.md[/bold]
+    The whole is a file to edit: opsctl runbook show > runbook.md.
 
     Example: [bold]opsctl runbook show disk-is-full[/bold]
     """

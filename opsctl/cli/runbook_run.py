@@ -67,7 +67,7 @@ def run(
     runbook.require_sound(found, problems_of(session, runbook))
     _require_steps(found, confirm or [])
     if plan:
-        return Outcome({"incident": None, "scenario": found.id, "plan": _plan_result(found)}, plan_text(found))
+        return Outcome(_result(found), plan_text(found))
     return run_scenario(session, runbook, found, only=only, confirm=confirm or [], incident=incident)
 
 
@@ -238,12 +238,6 @@ def _wrapped(text: str) -> list[str]:
     return [line for each in text.splitlines() for line in wrap(each, TEXT_COLUMNS - 5) or [""]]
 
 
-def _plan_result(scenario: "Scenario") -> list[dict[str, Any]]:
-    from opsctl.cli.runbook import step_result
-
-    return [step_result(each) for each in scenario.steps]
-
-
 def _ask(session: "Session", confirmed: frozenset[str], question: "Question") -> "Answer":
     """A person's answer. --confirm stands for the question whether a step is to be run, and for no other."""
     is_extra = question.is_undo or not (question.commands or question.step.effect == "manual")
@@ -324,10 +318,19 @@ def _show_output(session: "Session", text: str) -> None:
 # What it came to
 
 
+def _result(
+    scenario: "Scenario", incident_id: str | None = None, steps: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    from opsctl.cli.runbook import step_result
+
+    plan = [step_result(each) for each in scenario.steps]
+    return {"incident": incident_id, "scenario": scenario.id, "plan": plan, "steps": steps or []}
+
+
 def _outcome(scenario: "Scenario", incident: "Incident", ran: "Ran") -> Outcome:
     from opsctl.runbook.run import as_result
 
-    result = {"incident": incident.id, "scenario": scenario.id, "steps": [as_result(each) for each in ran.steps]}
+    result = _result(scenario, incident.id, [as_result(each) for each in ran.steps])
     fields = {"incident": incident.id, "scenario": scenario.id}
     text = [_step_line(each) for each in ran.steps]
     text.append(f"The timeline: opsctl incident show {incident.id}")

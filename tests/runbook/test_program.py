@@ -132,10 +132,10 @@ def test_doctor_ends_with_the_scenario_of_its_cause(run_opsctl, work):
 def test_a_wrong_scenario_does_not_run_and_lint_says_why(run_opsctl, work):
     """Nothing of it, not even what only looks; the others do."""
     text = RUNBOOK + "\n## Other\n\n```sh observe\ndate\n```\n"
-    (work / "runbook.md").write_text(text.replace("verify=own.flag ", "verify=own.flagg "))
+    (work / "runbook.md").write_text(text.replace("verify=own.flag ", "verify=own.flags "))
     run = run_opsctl("runbook", "run", "bot-is-down", "--json")
     assert (run.returncode, run.json["error"]["code"]) == (10, "configuration")
-    assert "runbook.md:10: There is no check 'own.flagg'" in run.json["error"]["message"]
+    assert "runbook.md:10: There is no check 'own.flags'" in run.json["error"]["message"]
     assert not (run_opsctl.state / "incidents").exists()
     lint = run_opsctl("runbook", "lint", "--json")
     assert (lint.returncode, [each["scenario"] for each in lint.json["result"]["problems"]]) == (10, ["bot-is-down"])
