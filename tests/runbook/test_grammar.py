@@ -132,7 +132,7 @@ def test_a_runbook_is_read_as_it_is_written():
         (step("python obsreve"), "'obsreve' is no verb. Did you mean observe?"),
         (step("change"), "The verb stands after the language: ```sh change."),
         (step("sh verify=db"), "There is a key but no verb"),
-        (step("sh change id=a verifi=db verify=db"), "'verifi' is not a key of a step. Did you mean verify?"),
+        (step("sh change id=a veriify=db verify=db"), "'veriify' is not a key of a step. Did you mean verify?"),
         (step("sh change id=a id=b verify=db"), "The key id is given twice."),
         (step("sh change id= verify=db"), "The key id has no value."),
         (step("sh change id=a verify=db loose"), "'loose' is not of the form key=value."),
