@@ -116,7 +116,7 @@ def run_scenario(
         incident = _opened(session, runbook, scenario, parameters)
     else:
         _resumed(session, incident, interrupted)
-    session.output.show(f"Incident {incident.id}\n")
+    session.output.show(f"Incident {incident.id}")
     scenario_run = ScenarioRun(
         scenario,
         _means(session, incident, parameters, confirm),
@@ -243,7 +243,7 @@ def _ask(session: "Session", confirmed: frozenset[str], question: "Question") ->
     is_extra = question.is_undo or not (question.commands or question.step.effect == "manual")
     if question.step.id in confirmed and not is_extra:
         return "named"
-    for line in _question_text(question):
+    for line in ("", *_question_text(question)):
         session.output.show(line)
     if not session.is_interactive:
         return "refused"
@@ -290,13 +290,14 @@ def _tell(session: "Session", progress: "Progress") -> None:
     step, kind = progress.step, progress.kind
     head = Text.assemble((step.id, "bold"), "  ", (step.effect, STYLES[step.effect]))
     if kind == "begins":
+        session.output.show("")
         session.output.show(head)
         for line in progress.text.splitlines():
             session.output.show(Text(f"  $ {line}", style="cyan"))
     elif kind == "output":
         _show_output(session, progress.text)
     elif kind == "skipped":
-        session.output.show(Text.assemble(head, f"  {progress.text}"))
+        session.output.show(Text.assemble("\n", head, f"  {progress.text}"))
     elif kind == "waits":
         session.output.show(f"  waiting for {progress.text} to be green")
     elif progress.text:
@@ -304,8 +305,10 @@ def _tell(session: "Session", progress: "Progress") -> None:
     for each in progress.results:
         told = f"  {each.status:7} {each.name}: {each.message}"
         session.output.show(Text(told, style="green" if each.status == "ok" else "red"))
-    if kind == "ends":
-        session.log().info("step.finished", step=step.id, effect=step.effect, problem=progress.text or None)
+    if kind == "ends" and progress.text:
+        session.log().warning("step.failed", step=step.id, effect=step.effect, message=progress.text)
+    elif kind == "ends":
+        session.log().debug("step.done", step=step.id, effect=step.effect)
 
 
 def _show_output(session: "Session", text: str) -> None:

@@ -40,18 +40,36 @@ def usage(words: Sequence[str]) -> tuple[str, str | None]:
     if HELP_OPTIONS & set(words):
         return name, "It shows help and does nothing."
     try:
-        _parser()(args=list(words[1:]), prog_name="opsctl", standalone_mode=False)
+        _understood(words)
     except typer.TyperException as error:
         return name, error.format_message()
     return name, None
 
 
+def _understood(words: Sequence[str]) -> tuple[str, Body, Options, dict[str, Any]]:
+    """The command that a command line is, with its arguments. Raises TyperException."""
+    calls: list[tuple[str, Body, Options, dict[str, Any]]] = []
+    parser, read = _parser()
+    read.append(calls)
+    try:
+        parser(args=list(words[1:]), prog_name="opsctl", standalone_mode=False)
+    finally:
+        read.pop()
+    return calls[0]
+
+
 @cache
-def _parser() -> Any:
-    """The application without its commands' bodies: it reads a command line and does nothing."""
+def _parser() -> tuple[Any, list[list[Any]]]:
+    """The application without its commands' bodies: what it reads is appended to the last of these lists."""
     from opsctl.cli.app import new_app
 
-    return typer.main.get_command(new_app(lambda *_: 0))
+    read: list[list[Any]] = []
+
+    def execute(*call: Any) -> int:
+        read[-1].append(call)
+        return 0
+
+    return typer.main.get_command(new_app(execute)), read
 
 
 def run_opsctl(
@@ -60,36 +78,33 @@ def run_opsctl(
     *,
     timeout_seconds: float | None,
     confirmed: str | None = None,
+    is_preview: bool = False,
     show: Callable[[str], None] = lambda _text: None,
 ) -> "Done":
     """Run an opsctl command as a step of ``session``'s run. ``confirmed`` names what a person confirmed."""
-    from opsctl.cli.app import new_app
     from opsctl.runbook.programs import Done
 
-    ran: list[Done] = []
-
-    def execute(name: str, body: Body, options: Options, arguments: dict[str, Any]) -> int:
-        options = replace(options, json=session.options.json, quiet=session.options.quiet, debug=session.options.debug)
-        confirms = None if confirmed is None else partial(_confirms, confirmed)
-        nested = Session(name, options, within=session, is_confirmed=confirms)
-        output = nested.output = _StepOutput(session.output, show)
-        outcome = outcome_of(nested, body, arguments)
-        output.stop_progress()
-        for renderable in outcome.text:
-            output.show(renderable)
-        ran.append(_done(name, outcome, output.text))
-        return 0
-
     try:
-        with _time_limit(timeout_seconds) as is_over:
-            new_app(execute)(args=list(words[1:]), prog_name="opsctl", standalone_mode=False)
+        name, body, options, arguments = _understood(words)
     except typer.TyperException as error:
         return Done("failed", message=error.format_message(), exit_code=int(ExitCode.USAGE))
+    options = replace(options, json=session.options.json, quiet=session.options.quiet, debug=session.options.debug)
+    confirms = None if confirmed is None else partial(_confirms, confirmed)
+    nested = Session(name, options, within=session, is_confirmed=confirms)
+    output = nested.output = _StepOutput(session.output, None if is_preview else show)
+    try:
+        with _time_limit(timeout_seconds) as is_over:
+            outcome = outcome_of(nested, body, arguments)
     except KeyboardInterrupt:
         if not is_over():
             raise
-        return Done("timed_out", message=f"it did not end within {timeout_seconds:g} s and was stopped")
-    return ran[0]
+        output.stop_progress()
+        message = f"it did not end within {round(timeout_seconds or 0, 1):g} s and was stopped"
+        return Done("timed_out", output.text, message=message)
+    output.stop_progress()
+    for renderable in outcome.text:
+        output.show(renderable)
+    return _done(name, outcome, output.text)
 
 
 def _confirms(confirmed: str, name: str) -> bool:
@@ -132,7 +147,7 @@ def _time_limit(seconds: float | None) -> Iterator[Callable[[], bool]]:
 class _StepOutput:
     """Everything a command shows, as text; its progress is the run's."""
 
-    def __init__(self, output: "Output", show: Callable[[str], None]) -> None:
+    def __init__(self, output: "Output", show: Callable[[str], None] | None) -> None:
         self._output = output
         self._show = show
         self.text = ""
@@ -150,7 +165,8 @@ class _StepOutput:
         self.stop_progress()
         text = rendered(renderable)
         self.text += text
-        self._show(text)
+        if self._show is not None:
+            self._show(text)
 
     def line(self, record: dict[str, Any], renderable: "RenderableType") -> None:  # noqa: ARG002
         self.show(renderable)

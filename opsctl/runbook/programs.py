@@ -61,7 +61,11 @@ def run_program(
         raise
     if not is_over:
         _end_group(process)
-        return Done("timed_out", output.text(), message=f"it did not end within {timeout_seconds:g} s and was killed")
+        return Done(
+            "timed_out",
+            output.text(),
+            message=f"it did not end within {round(timeout_seconds or 0, 1):g} s and was killed",
+        )
     code = process.returncode
     if code == 0:
         return Done("done", output.text(), 0)

@@ -78,10 +78,18 @@ class Ran:
 
 
 class RunOpsctl(Protocol):
-    """Run an opsctl command in this process. ``confirmed`` is the name a person typed; ``""`` where y was enough."""
+    """Run an opsctl command in this process. ``confirmed`` is the name a person typed; ``""`` where y was enough.
+
+    What it prints is shown at once unless it ``is_preview``: then it is part of what is asked.
+    """
 
     def __call__(
-        self, words: Sequence[str], *, timeout_seconds: float | None, confirmed: str | None = None
+        self,
+        words: Sequence[str],
+        *,
+        timeout_seconds: float | None,
+        confirmed: str | None = None,
+        is_preview: bool = False,
     ) -> Done: ...
 
 
@@ -269,7 +277,8 @@ class ScenarioRun:
                 found.append(command)
                 modes.append("")
                 continue
-            planned = self.means.run_opsctl([*command.words, "--plan"], timeout_seconds=step.timeout_seconds)
+            words = [*command.words, "--plan"]
+            planned = self.means.run_opsctl(words, timeout_seconds=step.timeout_seconds, is_preview=True)
             if planned.ending != "done":
                 raise OpsctlError(planned.message)
             result = planned.result or {}
@@ -317,20 +326,23 @@ class ScenarioRun:
         return None
 
     def _run(self, step: Step, commands: tuple[Command, ...], *, is_undo: bool = False) -> StepResult:
-        """The commands one after the other, up to the first that fails; recorded before and after."""
+        """The commands one after the other, recorded before and after. A change ends with the first that fails."""
         texts = [each.text for each in commands]
         about = {"step": step.id, "effect": step.effect, **({"undo": True} if is_undo else {})}
         self.means.record("step_started", **about, digest=step.digest, command=texts, verify=list(step.verify))
         self.means.tell(Progress("begins", step, "\n".join(texts)))
         began = time.monotonic()
         outputs: list[str] = []
-        done = Done("done")
+        done = Done("done", exit_code=0)
         try:
             for command in commands:
-                done = self._run_command(step, command, began)
-                outputs.append(done.output)
-                if done.ending != "done":
-                    break
+                last = self._run_command(step, command, began)
+                outputs.append(last.output)
+                done = last if done.ending == "done" else done
+                if last.ending != "done":
+                    self.means.tell(Progress("blocked", step, last.message))
+                    if step.effect != "observe":
+                        break
         except BaseException as error:
             seconds = time.monotonic() - began
             reason = str(error) or type(error).__name__

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from opsctl.cli.app import COMMANDS
+from opsctl.cli.session import Options, Session
 from opsctl.cli.steps import usage
-from opsctl.runbook.effects import OPSCTL, opsctl_effect
+from opsctl.errors import Refused
+from opsctl.runbook.effects import OPSCTL, as_run, opsctl_effect, why_not_observed
 from opsctl.runbook.files import SHIPPED, read, shipped
+from opsctl.runbook.programs import run_program
 
 ROOT = Path(__file__).parents[2]
 NO_PLACE = {"demo", "incident open", "incident export", "incident close", "bundle", "runbook run"}
@@ -168,6 +171,52 @@ def test_kill_in_mid_step_leaves_a_timeline_that_says_so_and_goes_on(run_opsctl,
     note = next(each for each in events if each["kind"] == "note")
     assert "Under way when the run before ended, so what it did is unknown: mend." in note["text"]
     assert run_opsctl("incident", "verify", path.stem).returncode == 0
+
+
+def test_what_takes_too_long_in_this_process_is_stopped_and_the_rest_is_looked_at(run_opsctl, work):
+    """A time limit ends an opsctl command as Ctrl-C would; an observation that failed stops nothing."""
+    slow = '[[checks]]\nid = "slow"\nkind = "command"\ncommand = "sleep 7"\ntimeout_seconds = 8\n'
+    (work / "opsctl.toml").write_text(f'{slow}[runbook]\npath = "runbook.md"\n')
+    (work / "runbook.md").write_text(
+        "## S\n\n```sh observe timeout=1s\nopsctl doctor own.slow\n```\n\n```sh observe\ncat /nowhere\necho on\n```\n"
+    )
+    run = run_opsctl("runbook", "run", "s", "--json")
+    assert run.json["error"] is None, run
+    slow, rest = run.json["result"]["steps"]
+    assert (run.returncode, slow["state"], rest["state"]) == (3, "timed_out", "failed")
+    assert "did not end within 1 s and was stopped" in slow["message"]
+    assert rest["output"].splitlines()[-1] == "on"
+    assert rest["message"] == "cat ended with 1"
+
+
+def test_only_what_was_confirmed_is_confirmed():
+    """A restore of another database than the one whose name was typed does not happen."""
+    session = Session("restore", Options(), is_confirmed=lambda name: name == "saasdb")
+    session.confirm("saasdb", None, doing="the restore")
+    with pytest.raises(Refused, match="concerns 'billing', which is not what was confirmed"):
+        session.confirm("billing", None, doing="the restore")
+
+
+# On a real server
+
+
+def test_psql_that_only_looks_cannot_write(saas, binaries):
+    """What the list lets through, the transaction stops."""
+    cluster = saas.cluster
+    environment = {"PATH": str(binaries.folder), "PGHOST": str(cluster.socket_folder), "PGPORT": str(cluster.port)}
+    environment |= {"PGUSER": cluster.user, "PGDATABASE": saas.name}
+
+    def psql(sql):
+        words = ("psql", "-A", "-t", "-c", sql)
+        assert why_not_observed(words) is None
+        return run_program(as_run(words, "observe"), timeout_seconds=60, environment=environment)
+
+    assert psql("select count(*) from users").output == "2000\n"
+    for sql in ("with gone as (delete from users returning 1) select count(*) from gone", "select now() into later"):
+        done = psql(sql)
+        assert done.ending == "failed"
+        assert "read-only transaction" in done.output
+    assert psql("select count(*) from users").output == "2000\n"
 
 
 # On a real server: a migration is taken back

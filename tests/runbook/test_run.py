@@ -77,7 +77,7 @@ class Given:
             status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
             return [a_result(status)]
 
-        def run_opsctl(words, *, timeout_seconds, confirmed=None):
+        def run_opsctl(words, *, timeout_seconds, confirmed=None, is_preview=False):
             self.opsctl.append((list(words), confirmed))
             if words[1] == "backup":
                 return Done("done", "backed up\n", 0, result={"backups": [{"id": "db-2"}]})
