@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from opsctl.cli.session import Session
     from opsctl.incident import Incident
     from opsctl.runbook import Runbook, Scenario, Step
-    from opsctl.runbook.run import Answer, Means, Progress, Question, Ran, StepResult
+    from opsctl.runbook.means import Answer, Means, Progress, Question
+    from opsctl.runbook.run import Ran, StepResult
 
 Only = Literal["observe"]
 
@@ -175,8 +176,8 @@ def _means(session: "Session", incident: "Incident", parameters: dict[str, str],
     from opsctl.cli.capture import capture, record_checks
     from opsctl.cli.doctor import examine
     from opsctl.cli.steps import child_environment, run_opsctl
+    from opsctl.runbook.means import Means
     from opsctl.runbook.programs import run_program
-    from opsctl.runbook.run import Means
     from opsctl.services.budget import RestartBudget
 
     settings = session.config.runbook

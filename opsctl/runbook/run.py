@@ -1,51 +1,24 @@
 """A scenario, run step by step: looked, asked, recorded, done, checked. Prints nothing and asks through its means."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from opsctl.checks.check import CheckResult
 from opsctl.errors import OpsctlError
 from opsctl.runbook import Command, Scenario, Step
 from opsctl.runbook.effects import as_run
 from opsctl.runbook.green import is_green, status_of
+from opsctl.runbook.means import Answer, Means, Progress, Question
 from opsctl.runbook.programs import Done
 from opsctl.runbook.resolve import is_danger, is_restore, resolved, with_backup
-from opsctl.services.budget import RestartBudget
 
 POLL_SECONDS = 1.0
-
-Answer = Literal["run", "named", "skip", "stop", "refused"]
-"""``named``: to be run, because --confirm names it. ``refused``: it does not, and there is nobody to ask."""
 
 HOW = {"run": "answered", "named": "--confirm"}
 
 State = Literal["done", "failed", "timed_out", "not_green", "skipped", "refused", "stopped", "undone"]
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked before a step that changes something, with all there is to know about it."""
-
-    step: Step
-    commands: tuple[Command, ...]
-    """With the parameters' values in their places."""
-    target: str | None = None
-    """The name to be typed; ``None`` where y is enough."""
-    facts: tuple[str, ...] = ()
-    is_undo: bool = False
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Something a person who watches wants to see at once."""
-
-    kind: Literal["begins", "output", "ends", "skipped", "waits", "green", "not_green", "safeguard", "blocked"]
-    step: Step
-    text: str = ""
-    results: tuple[CheckResult, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,48 +48,6 @@ class Ran:
     def needs_attention(self) -> bool:
         """Whether something was looked at in vain, or left out by a person."""
         return any(each.state in {"failed", "timed_out"} for each in self.steps)
-
-
-class RunOpsctl(Protocol):
-    """Run an opsctl command in this process. ``confirmed`` is the name a person typed; ``""`` where y was enough.
-
-    What it prints is shown at once unless it ``is_preview``: then it is part of what is asked.
-    """
-
-    def __call__(
-        self,
-        words: Sequence[str],
-        *,
-        timeout_seconds: float | None,
-        confirmed: str | None = None,
-        is_preview: bool = False,
-    ) -> Done: ...
-
-
-class RunProgram(Protocol):
-    def __call__(self, words: Sequence[str], *, timeout_seconds: float | None, show: Callable[[str], None]) -> Done: ...
-
-
-@dataclass(frozen=True)
-class Means:
-    """What a run works with; the command line puts them together."""
-
-    run_opsctl: RunOpsctl
-    run_program: RunProgram
-    look: Callable[[Sequence[str]], Sequence[CheckResult]]
-    """Make the checks these words name."""
-    ask: Callable[[Question], Answer]
-    tell: Callable[[Progress], None]
-    record: Callable[..., Any]
-    """Append to the incident's timeline: on disk before it returns."""
-    capture: Callable[[], Any]
-    """Save how everything is, before the first change."""
-    look_at_all: Callable[[], Any]
-    """Record how everything is, after the last."""
-    databases: Sequence[str]
-    parameters: Mapping[str, str]
-    budget: RestartBudget
-    clock: Callable[[], datetime]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from opsctl.checks.check import CheckResult
 from opsctl.errors import OpsctlError
 from opsctl.incident import Incidents
 from opsctl.runbook.green import is_green, status_of
+from opsctl.runbook.means import Means
 from opsctl.runbook.parse import parse
 from opsctl.runbook.programs import KEPT_BYTES, Done, run_program
 from opsctl.runbook.resume import progress_of
-from opsctl.runbook.run import Means, ScenarioRun
+from opsctl.runbook.run import ScenarioRun
 from opsctl.services.budget import RestartBudget
 from opsctl.telemetry.redact import Redactor
 
@@ -352,7 +353,7 @@ def test_a_program_that_does_not_end_is_killed_with_everything_it_started(tmp_pa
     assert (done.ending, done.output) == ("timed_out", "begun\n")
     assert "did not end within 1 s and was killed" in done.message
     for pid in map(int, pids.read_text().split()):
-        assert not _lives(pid)
+        _wait_for(lambda pid=pid: not _lives(pid))
 
 
 def _lives(pid):
