@@ -64,7 +64,7 @@ class Session:
         self.options = options
         self._within = within
         self._is_confirmed = is_confirmed
-        self.run_id: str = within.run_id if within else secrets.token_hex(8)
+        self.run_id = secrets.token_hex(8)
         self.started_at = self.clock()
         self.redactor: Redactor = within.redactor if within else Redactor()
         self.output: Output = (
