@@ -141,3 +141,28 @@ def test_a_repository_that_did_not_answer_is_left_alone():
     del catalogs["third"]
 
     assert [each.to for each in sync.plan(catalogs, dict.fromkeys(NAMES, Policy()), HOMES, now=NOW)] == ["second"]
+
+
+def test_a_proof_elsewhere_brings_nothing_back():
+    """A copy that was let go although another was proven is not copied there again for that proof."""
+    proof = (Evidence("restored", passed=True, at=NOW),)
+    old, new = (replace(MANIFEST, id=f"shop-{n}", started_at=NOW - timedelta(hours=n)) for n in (24, 1))
+    store = [
+        (
+            StoredBackup("first", new, pinned=False, evidence=()),
+            StoredBackup("second", new, pinned=False, evidence=proof),
+        ),
+        (
+            StoredBackup("first", old, pinned=False, evidence=()),
+            StoredBackup("second", old, pinned=False, evidence=proof),
+        ),
+    ]
+    retention = {"first": Policy(keep_last=1), "second": Policy(), "third": Policy(keep_last=1)}
+    catalogs = catalogs_of(store)
+
+    plan = prune.plan(catalogs, retention, now=NOW)
+    assert [line.place for line in plan.remove] == [("first", "shop-24")]
+    after_prune(catalogs, plan)
+    assert {(each.to, each.backup.id) for each in sync.plan(catalogs, retention, HOMES, now=NOW)} == {
+        ("third", "shop-1")
+    }
