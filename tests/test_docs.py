@@ -290,7 +290,16 @@ def sh_blocks(path: Path) -> list[str]:
     return [match["text"] for match in found if match["reason"] is None]
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if sh_blocks(path)], ids=name_of)
+FIRST_PAGES = {"README.md", "quickstart.md", "repository-format.md"}
+"""What somebody tries first, and the restore without opsctl; the other pages are tried in the acceptance run."""
+
+
+def pages_with_examples() -> list[Any]:
+    found = [path for path in PAGES if sh_blocks(path)]
+    return [path if path.name in FIRST_PAGES else pytest.param(path, marks=pytest.mark.acceptance) for path in found]
+
+
+@pytest.mark.parametrize("path", pages_with_examples(), ids=name_of)
 def test_shell_examples_run(path: Path, shell: Shell) -> None:
     """Page by page, from top to bottom. Only README and quickstart take their first backup themselves."""
     if path.name not in {"README.md", "quickstart.md"}:
