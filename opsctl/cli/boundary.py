@@ -31,9 +31,6 @@ COMMON = {
 }
 """The options every command takes, with their defaults."""
 
-NOT_REPORTED = frozenset({ExitCode.USAGE, ExitCode.REFUSED, ExitCode.INTERRUPTED})
-"""What is no failure of a backup or a server, hence no business of Sentry."""
-
 PLUGINS = frozenset({"doctor"})
 """Commands a monitoring system runs: their exit code is a verdict, and whatever they could not do is "unknown"."""
 
@@ -64,12 +61,14 @@ def command(name: str, body: Body) -> Callable[..., None]:
 
 def run_command(name: str, body: Body, options: Options, arguments: dict[str, Any]) -> int:
     """Run one command to its end: every error becomes a message, a hint and the documented exit code."""
+    from opsctl.cli import run_report
     from opsctl.cli.output import Outcome
 
     session = Session(name, options)
     session.configure_logs()
     _handle_signals()
     try:
+        run_report.begin(session)
         outcome = body(session, **arguments)
     except OpsctlError as error:
         outcome = Outcome(None, error=error)
@@ -83,12 +82,13 @@ def run_command(name: str, body: Body, options: Options, arguments: dict[str, An
 
 
 def _finish(session: Session, outcome: "Outcome") -> int:
+    from opsctl.cli import run_report
     from opsctl.cli.output import Run
 
-    with suppress(KeyboardInterrupt):
-        _report(session, outcome)
     _as_plugin(session, outcome)
     run = Run(session.command, session.run_id, session.started_at, session.clock())
+    with suppress(KeyboardInterrupt):
+        run_report.end(session, outcome, run)
     seconds = (run.finished_at - run.started_at).total_seconds()
     try:
         session.output.stop_progress()
@@ -135,35 +135,6 @@ def _log_end(session: Session, outcome: "Outcome", seconds: float) -> None:
         log.info("run.finished", **fields)
     else:
         log.warning("run.finished", **fields)
-
-
-def _report(session: Session, outcome: "Outcome") -> None:
-    """Tell Sentry of a failure, if it is configured."""
-    error = outcome.error
-    if error is None or error.exit_code in NOT_REPORTED:
-        return
-    try:
-        dsn = session.config.sentry_dsn
-        environment = session.config.sentry_environment
-    except OpsctlError:
-        from opsctl.config import environment_dsn
-
-        dsn, environment = environment_dsn(), None  # the configuration itself is what failed
-    if not dsn:
-        return
-    from opsctl.telemetry.sentry import report_failure
-
-    database = str(outcome.fields.get("database", ""))
-    sent = report_failure(
-        error.__cause__ if error.code == "bug" and error.__cause__ else error,
-        dsn=dsn,
-        environment=environment,
-        redactor=session.redactor,
-        tags={"command": session.command, "run_id": session.run_id, "code": error.code, "database": database},
-        fingerprint=["opsctl", session.command, error.code, database],
-    )
-    if not sent:
-        session.log().debug("sentry.unsent")
 
 
 def _bug(session: Session, error: Exception) -> OpsctlError:

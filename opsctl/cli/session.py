@@ -2,7 +2,7 @@
 
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from opsctl.cli.output import Output
     from opsctl.config import Config
     from opsctl.encryption import Identities, Recipients
+    from opsctl.history import CheckChange, History
     from opsctl.keys import Keys
     from opsctl.postgres.server import Server
     from opsctl.postgres.tools import Tools
@@ -56,6 +57,8 @@ class Session:
         self.run_id = secrets.token_hex(8)
         self.started_at = self.clock()
         self.redactor = Redactor()
+        self.check_changes: Sequence[CheckChange] = ()
+        """Which checks have another status than the last time, once doctor has looked."""
         self.output: Output = (
             JsonOutput(self.redactor) if options.json else TextOutput(self.redactor, quiet=options.quiet)
         )
@@ -111,6 +114,13 @@ class Session:
         except OpsctlError:
             return [section]
         return [name for name in found if not is_ours(name) and not any(fnmatchcase(name, each) for each in excluded)]
+
+    @cached_property
+    def history(self) -> "History":
+        """The record of this host's runs. Raises ConfigurationError."""
+        from opsctl.history import FILE, History
+
+        return History(self.config.state_path / FILE)
 
     def server(self, database: str) -> "Server":
         from opsctl.postgres.server import Server
