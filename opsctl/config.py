@@ -242,12 +242,7 @@ class Config:
             return self.environment.state_dir.absolute()
         if self._state_path:
             return (self.folder / self._state_path.expanduser()).absolute()
-        if os.geteuid() == 0:
-            return Path("/var/lib/opsctl")
-        if self.environment.xdg_state_home:
-            return self.environment.xdg_state_home / "opsctl"
-        home = self.variables.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
-        return Path(home) / ".local/state/opsctl"
+        return _default_state_path(self.variables)
 
     @property
     def search_path(self) -> list[str]:
@@ -338,6 +333,21 @@ def checked_url(url: str, *, where: str) -> str:
 def environment_dsn() -> str | None:
     """The Sentry DSN of the environment alone, to report a configuration that cannot be read."""
     return os.environ.get("SENTRY_DSN") or None
+
+
+def environment_state_path() -> Path:
+    """Where this host's state lives as far as the environment alone says."""
+    named = os.environ.get("OPSCTL_STATE_DIR")
+    return Path(named).absolute() if named else _default_state_path(os.environ)
+
+
+def _default_state_path(variables: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/opsctl")
+    if variables.get("XDG_STATE_HOME"):
+        return Path(variables["XDG_STATE_HOME"]) / "opsctl"
+    home = variables.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
+    return Path(home) / ".local/state/opsctl"
 
 
 def load_config(explicit: Path | None = None, *, working_folder: Path | None = None) -> Config:

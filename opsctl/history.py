@@ -28,7 +28,7 @@ TRIMMED_EVERY = 100
 MESSAGE_CHARACTERS = 2000
 
 LOST_AFTER = timedelta(hours=48)
-"""A run of another host, or of another container, is called lost after so long: its process cannot be seen from here."""
+"""A run of another host or container is called lost after so long: its process cannot be seen from here."""
 
 PROOFS = frozenset({"verify", "drill"})
 """Commands of which only ``done`` is a success: what needs attention there is that nothing was proven."""
@@ -122,9 +122,7 @@ class History:
     ``redact`` is the last step before anything is written; whoever writes gives it.
     """
 
-    def __init__(
-        self, path: Path, *, redact: Callable[[Any], Any] = _as_it_is, kept_runs: int = KEPT_RUNS
-    ) -> None:
+    def __init__(self, path: Path, *, redact: Callable[[Any], Any] = _as_it_is, kept_runs: int = KEPT_RUNS) -> None:
         self._file = HistoryFile(path)
         self._redact = redact
         self._kept_runs = kept_runs
@@ -150,32 +148,28 @@ class History:
                 connection.execute("delete from runs where run_id = ?", (run_id,))
                 for name in dict.fromkeys(_storable(self._redact(each)) for each in databases):
                     row = (*rows[0][:2], name, *rows[0][3:])
-                    connection.execute(f"insert into runs values ({', '.join('?' * len(row))})", row)  # noqa: S608
+                    connection.execute(f"insert into runs values ({', '.join('?' * len(row))})", row)
 
     def end(self, run_id: str, endings: Iterable[Ending], *, at: datetime) -> None:
         """Record how a run ended, for each database it concerned."""
         with self._file.writing() as connection:
             query = "select command, started_at, host, pid, process from runs where run_id = ? limit 1"
-            row = connection.execute(query, (run_id,)).fetchone()
-            if row is None:
+            begun = connection.execute(query, (run_id,)).fetchone()
+            if begun is None:
                 return  # its beginning could not be recorded
-            command, started_at, host, pid, process = row
+            command, started_at, host, pid, process = begun
             connection.execute("delete from runs where run_id = ?", (run_id,))
             for each in map(self._clean, endings):
                 database = each.database or ""
-                values = (run_id, command, database, started_at, format_time(at), each.outcome)
-                values += (each.exit_code, each.error_code, each.message, each.backup_id, each.bytes)
-                connection.execute(
-                    f"insert or replace into runs ({COLUMNS}, process) values ({', '.join('?' * 15)})",  # noqa: S608
-                    (*values, each.stored_bytes, host, pid, process),
+                row = (
+                    *(run_id, command, database, started_at, format_time(at), each.outcome, each.exit_code),
+                    *(each.error_code, each.message, each.backup_id, each.bytes, each.stored_bytes),
+                    *(host, pid, process),
                 )
+                marks = ", ".join("?" * len(row))
+                connection.execute(f"insert or replace into runs ({COLUMNS}, process) values ({marks})", row)
                 _count(connection, run_id, command, database, each.outcome)
             _trim(connection, at, self._kept_runs)
-
-    def forget(self, run_id: str) -> None:
-        """A run that turned out to be none: it only showed what it would do."""
-        with self._file.writing() as connection:
-            connection.execute("delete from runs where run_id = ?", (run_id,))
 
     def notice_lost(self, *, at: datetime, host: str) -> None:
         """See which runs ended without a word, without beginning one."""
@@ -183,9 +177,16 @@ class History:
             _mark_lost(connection, host, at)
 
     def _clean(self, ending: Ending) -> Ending:
-        text = {name: getattr(ending, name) for name in ("database", "error_code", "message", "backup_id")}
-        safe = {name: value and _storable(self._redact(value)) for name, value in text.items()}
-        return replace(ending, **safe)
+        def clean(text: str | None) -> str | None:
+            return text and _storable(self._redact(text))
+
+        return replace(
+            ending,
+            database=clean(ending.database),
+            message=clean(ending.message),
+            error_code=clean(ending.error_code),
+            backup_id=clean(ending.backup_id),
+        )
 
     def runs(
         self,
@@ -201,7 +202,7 @@ class History:
         wanted["started_at >= ?"] = format_time(since) if since else None
         given = {clause: value for clause, value in wanted.items() if value is not None}
         where = f" where {' and '.join(given)}" if given else ""
-        query = f"select {COLUMNS} from runs{where} order by started_at desc, run_id, database limit ?"  # noqa: S608
+        query = f"select {COLUMNS} from runs{where} order by started_at desc, run_id, database limit ?"
         return self._select(query, *given.values(), -1 if limit is None else limit)
 
     def latest(self) -> dict[tuple[str, str | None], Run]:
@@ -238,10 +239,17 @@ class History:
                     known |= {(before.id, before.target): before} if before else {}
                     continue
                 if before is None or before.status != state.status:
-                    changes.append(CheckChange(state, before and before.status))
+                    changes.append(CheckChange(state, before.status if before else None))
                 connection.execute(
                     "insert or replace into checks values (?, ?, ?, ?, ?, ?)",
-                    (state.id, state.target or "", state.status, format_time(state.since), format_time(at), _json(entry)),
+                    (
+                        state.id,
+                        state.target or "",
+                        state.status,
+                        format_time(state.since),
+                        format_time(at),
+                        _json(entry),
+                    ),
                 )
             if is_whole:
                 gone = [(id_, target or "") for id_, target in known]
@@ -262,7 +270,7 @@ class History:
 
     def _of_subjects(self, column: str) -> dict[tuple[str, str | None], Run]:
         columns = ", ".join(f"runs.{name}" for name in COLUMNS.split(", "))
-        query = f"select {columns} from subjects join runs on runs.run_id = subjects.{column}"  # noqa: S608
+        query = f"select {columns} from subjects join runs on runs.run_id = subjects.{column}"
         query += " and runs.database = subjects.database"
         return {(run.command, run.database): run for run in self._select(query)}
 
@@ -308,9 +316,7 @@ def _mark_lost(connection: "sqlite3.Connection", host: str, now: datetime) -> No
         else:
             is_lost = now - datetime.fromisoformat(started_at) > LOST_AFTER
         if is_lost:
-            connection.execute(
-                "update runs set outcome = 'lost' where run_id = ? and database = ?", (run_id, database)
-            )
+            connection.execute("update runs set outcome = 'lost' where run_id = ? and database = ?", (run_id, database))
             _count(connection, run_id, command, database, "lost")
 
 
@@ -321,7 +327,7 @@ def _count(connection: "sqlite3.Connection", run_id: str, command: str, database
     connection.execute("insert or ignore into subjects values (?, ?, null, null)", (command, database))
     is_success = outcome == "done" or (outcome == "attention" and command not in PROOFS)
     for column in ("last_run", "last_success") if is_success else ("last_run",):
-        update = f"update subjects set {column} = ? where command = ? and database = ?"  # noqa: S608
+        update = f"update subjects set {column} = ? where command = ? and database = ?"
         connection.execute(update, (run_id, command, database))
 
 
@@ -333,7 +339,7 @@ def _trim(connection: "sqlite3.Connection", now: datetime, kept: int) -> None:
     (count,) = connection.execute("select count(*) from runs").fetchone()
     needed = "select last_run from subjects union select last_success from subjects where last_success is not null"
     connection.execute(
-        f"delete from runs where outcome <> 'running' and run_id not in ({needed})"  # noqa: S608
+        f"delete from runs where outcome <> 'running' and run_id not in ({needed})"
         " and (started_at < ? or (run_id, database) in"
         " (select run_id, database from runs order by started_at limit ?))",
         (format_time(now - timedelta(days=KEPT_DAYS)), max(0, count - kept)),

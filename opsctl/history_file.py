@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opsctl.errors import HistoryUnavailable
 
-BUSY_SECONDS = 1.5
+BUSY_SECONDS = 0.8
 """How long another run may keep us from it: a run is not to wait for its own record."""
 
 VERSION = 1

@@ -16,7 +16,7 @@ from opsctl.cli.session import Options, Session
 from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError
 
 if TYPE_CHECKING:
-    from opsctl.cli.output import Outcome
+    from opsctl.cli.output import Outcome, Run
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The configuration file.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -68,13 +68,15 @@ def run_command(name: str, body: Body, options: Options, arguments: dict[str, An
     session.configure_logs()
     _handle_signals()
     try:
-        run_report.begin(session)
+        run_report.begin(session, arguments)
         outcome = body(session, **arguments)
     except OpsctlError as error:
         outcome = Outcome(None, error=error)
     except KeyboardInterrupt as error:
         outcome = Outcome(None, error=_interrupted(error))
     except BrokenPipeError:
+        outcome = Outcome(None, error=Interrupted("Nobody read its output to the end.", exit_code=ExitCode.INTERRUPTED))
+        run_report.end(session, outcome, session.run())
         return _closed_pipe()
     except Exception as error:  # noqa: BLE001 - the boundary: whatever is left is a bug of ours
         outcome = Outcome(None, error=_bug(session, error))
@@ -82,13 +84,19 @@ def run_command(name: str, body: Body, options: Options, arguments: dict[str, An
 
 
 def _finish(session: Session, outcome: "Outcome") -> int:
+    """Print how the run ended, then tell others: whoever waits for the result does not wait for them."""
     from opsctl.cli import run_report
-    from opsctl.cli.output import Run
 
     _as_plugin(session, outcome)
-    run = Run(session.command, session.run_id, session.started_at, session.clock())
+    run = session.run()
+    outcome, code = _print(session, outcome, run)
     with suppress(KeyboardInterrupt):
         run_report.end(session, outcome, run)
+    return code
+
+
+def _print(session: Session, outcome: "Outcome", run: "Run") -> tuple["Outcome", int]:
+    """The outcome, and what the program ends with: they differ where nobody read to the end."""
     seconds = (run.finished_at - run.started_at).total_seconds()
     try:
         session.output.stop_progress()
@@ -96,7 +104,7 @@ def _finish(session: Session, outcome: "Outcome") -> int:
         sys.stdout.flush()
         _log_end(session, outcome, seconds)
     except (BrokenPipeError, SystemExit):  # the latter is Rich's word for it
-        return _closed_pipe()
+        return outcome, _closed_pipe()
     except OSError as error:  # a full disk
         _closed_pipe()
         unsaid = OpsctlError(
@@ -107,7 +115,7 @@ def _finish(session: Session, outcome: "Outcome") -> int:
         _as_plugin(session, outcome)
         with suppress(OSError):
             _log_end(session, outcome, seconds)
-    return int(outcome.code)
+    return outcome, int(outcome.code)
 
 
 def _as_plugin(session: Session, outcome: "Outcome") -> None:

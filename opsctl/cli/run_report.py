@@ -1,24 +1,23 @@
 """What the world is told of a run, at its begin and at its end.
 
-Each step stands for itself: one that fails is a line in the debug log, and never changes how the run ends.
+Each step stands for itself: one that fails or hangs is a line in the log, and never changes how the run ends.
 """
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import TimeoutError as TookTooLong
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from opsctl.errors import DoctorExit, ExitCode, OpsctlError
+from opsctl.background import in_background
+from opsctl.errors import DoctorExit, ExitCode, HistoryUnavailable, OpsctlError
 from opsctl.telemetry.redact import jsonable
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from opsctl.cli.output import Outcome, Run
     from opsctl.cli.session import Session
-    from opsctl.history import Ending, RunOutcome
+    from opsctl.history import Ending, History, RunOutcome
 
 RECORDED = frozenset(
     {"backup", "restore", "verify", "drill", "prune", "sync", "import", "doctor", "restart", "repository check"}
@@ -26,8 +25,14 @@ RECORDED = frozenset(
 )
 """The commands that do something. What only reads and prints is no event in the history of a database."""
 
-NOT_REPORTED = frozenset({ExitCode.USAGE, ExitCode.REFUSED, ExitCode.INTERRUPTED})
+ONLY_LOOKING = {"restore": {"plan"}, "prune": {"dry_run", "plan_file"}, "doctor": {"watch", "saved"}}
+"""Options with which even these only show something."""
+
+NOT_REPORTED = frozenset({"usage", "refused"})
 """What is no failure of a backup or a server, hence no business of Sentry."""
+
+HISTORY_SECONDS = 0.9
+"""How long a run waits for its record, at its begin and at its end."""
 
 OUTCOMES: dict[int, "RunOutcome"] = {
     ExitCode.DONE: "done",
@@ -40,23 +45,31 @@ OUTCOMES: dict[int, "RunOutcome"] = {
 """What an exit code means for the history; all others are ``failed``."""
 
 
-def begin(session: "Session") -> None:
+def begin(session: "Session", arguments: Mapping[str, Any]) -> None:
     """Tell that a run has begun."""
-    if session.command in RECORDED:
-        _each(session, (_record_begin,))
+    looking = ONLY_LOOKING.get(session.command, set())
+    session.is_recorded = session.command in RECORDED and not any(arguments.get(name) for name in looking)
+    if session.is_recorded:
+        host, pid = socket.gethostname(), os.getpid()
+        _write_history(
+            session,
+            lambda history: history.begin(session.run_id, session.command, at=session.started_at, host=host, pid=pid),
+        )
+
+
+def concern(session: "Session", databases: Sequence[str]) -> None:
+    """Tell which databases a run is about, once that is known: a run that is killed is lost for them."""
+    if session.is_recorded:
+        _write_history(session, lambda history: history.concern(session.run_id, databases))
 
 
 def end(session: "Session", outcome: "Outcome", run: "Run") -> None:
     """Tell how a run ended."""
-    if session.command in RECORDED:
-        _each(session, (lambda session: _record_end(session, outcome, run.finished_at),))
-    _each(session, (lambda session: _report_to_sentry(session, outcome),))
-
-
-def _each(session: "Session", steps: Iterable[Callable[["Session"], None]]) -> None:
-    for step in steps:
-        with _harmless(session):
-            step(session)
+    if session.is_recorded:
+        found = list(endings(session.command, outcome))
+        _write_history(session, lambda history: history.end(session.run_id, found, at=run.finished_at))
+    with _harmless(session):
+        _report_to_sentry(session, outcome)
 
 
 @contextmanager
@@ -67,25 +80,37 @@ def _harmless(session: "Session") -> Iterator[None]:
         session.log().debug("report.failed", error=f"{type(error).__name__}: {error}")
 
 
-def _record_begin(session: "Session") -> None:
-    session.history.begin(
-        session.run_id, session.command, at=session.started_at, host=socket.gethostname(), pid=os.getpid()
-    )
+def _write_history(session: "Session", write: "Callable[[History], Any]") -> Any:
+    """What ``write`` returns. What cannot be written is tried again with the next; one warning a run is enough."""
+    session.unwritten.append(write)
+    with _harmless(session):
+        history = session.history
 
+        def write_all() -> Any:
+            written = None
+            while session.unwritten:
+                written = session.unwritten[0](history)
+                del session.unwritten[0]
+            return written
 
-def _record_end(session: "Session", outcome: "Outcome", at: "datetime") -> None:
-    found = [
-        replace(each, message=session.redactor.text(each.message) if each.message else None)
-        for each in endings(session.command, outcome)
-    ]
-    session.history.end(session.run_id, found, at=at)
+        try:
+            return in_background(write_all).result(HISTORY_SECONDS)
+        except HistoryUnavailable as error:
+            message = error.message
+        except TookTooLong:
+            message = f"The history did not answer within {HISTORY_SECONDS:g} s."
+            session.is_recorded = False  # no step waits for it again
+        if not session.is_warned:
+            session.is_warned = True
+            session.log().warning("history.unwritten", message=message)
+    return None
 
 
 def remember_checks(session: "Session", result: dict[str, Any], *, is_whole: bool) -> None:
     """Record what doctor found, as it is printed; what changed since the last time is in the session then."""
-    with _harmless(session):
-        redacted = session.redactor.deep(jsonable(result))
-        session.check_changes = session.history.record_checks(redacted, at=session.clock(), is_whole=is_whole)
+    document, now = jsonable(result), session.clock()
+    changes = _write_history(session, lambda history: history.record_checks(document, at=now, is_whole=is_whole))
+    session.check_changes = changes or ()
 
 
 def endings(command: str, outcome: "Outcome") -> "Iterator[Ending]":
@@ -129,7 +154,7 @@ def _databases(outcome: "Outcome") -> list[str | None]:
 def _report_to_sentry(session: "Session", outcome: "Outcome") -> None:
     """Tell Sentry of a failure, if it is configured."""
     error = outcome.error
-    if error is None or error.exit_code in NOT_REPORTED:
+    if error is None or error.code in NOT_REPORTED or error.exit_code == ExitCode.INTERRUPTED:
         return
     try:
         dsn = session.config.sentry_dsn

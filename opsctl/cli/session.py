@@ -21,7 +21,7 @@ from opsctl.errors import (
 )
 
 if TYPE_CHECKING:
-    from opsctl.cli.output import Output
+    from opsctl.cli.output import Output, Run
     from opsctl.config import Config
     from opsctl.encryption import Identities, Recipients
     from opsctl.history import CheckChange, History
@@ -59,12 +59,22 @@ class Session:
         self.redactor = Redactor()
         self.check_changes: Sequence[CheckChange] = ()
         """Which checks have another status than the last time, once doctor has looked."""
+        self.is_recorded = False
+        self.is_warned = False
+        self.unwritten: list[Callable[[History], Any]] = []
+        """What the history could not be told yet, see run_report."""
         self.output: Output = (
             JsonOutput(self.redactor) if options.json else TextOutput(self.redactor, quiet=options.quiet)
         )
 
     def clock(self) -> datetime:
         return datetime.now(UTC)
+
+    def run(self) -> "Run":
+        """The run, if it ends now."""
+        from opsctl.cli.output import Run
+
+        return Run(self.command, self.run_id, self.started_at, self.clock())
 
     @cached_property
     def config(self) -> "Config":
@@ -117,10 +127,16 @@ class Session:
 
     @cached_property
     def history(self) -> "History":
-        """The record of this host's runs. Raises ConfigurationError."""
+        """The record of this host's runs."""
         from opsctl.history import FILE, History
 
-        return History(self.config.state_path / FILE)
+        try:
+            path = self.config.state_path
+        except OpsctlError:  # a configuration that cannot be read stops every backup: that belongs on the record, too
+            from opsctl.config import environment_state_path
+
+            path = environment_state_path()
+        return History(path / FILE, redact=self.redactor.deep)
 
     def server(self, database: str) -> "Server":
         from opsctl.postgres.server import Server
