@@ -11,6 +11,7 @@ from opsctl.cli import (
     demo,
     doctor,
     explain,
+    history,
     keygen,
     prune,
     repository,
@@ -45,6 +46,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("services", INCIDENTS, services.services),
     ("logs", INCIDENTS, services.logs),
     ("restart", INCIDENTS, services.restart),
+    ("history", OPERATION, history.history),
     ("demo", OPERATION, demo.demo),
 )
 

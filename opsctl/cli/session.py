@@ -1,5 +1,6 @@
 """What a command works with: everything a run may need, opened when it is first asked for."""
 
+import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -349,3 +350,15 @@ def parse_time(text: str) -> datetime:
             hint="For example 2026-11-23, 2026-11-23T14:00 or 2026-11-23T14:00:00Z.",
         ) from None
     return moment.astimezone(UTC)
+
+
+SINCE = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def parse_since(text: str, now: datetime) -> datetime:
+    """A point in time, or how long ago it is: ``2h30m``, ``7d``."""
+    match = SINCE.fullmatch(text)
+    if match is None or not text:
+        return parse_time(text)
+    days, hours, minutes, seconds = (int(each or 0) for each in match.groups())
+    return now - timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
