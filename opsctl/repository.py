@@ -220,8 +220,8 @@ class Repository:
                 elif found.folder not in hidden:
                     catalog.incomplete.append(found)
             manifests.remember()
-        listed = {(backup.database, backup.id): backup.copies[0] for backup in catalog.backups}
-        self.listing.answer(databases, listed, len(catalog.incomplete))
+        copies = {(backup.database, backup.id): backup.copies[0] for backup in catalog.backups}
+        self.listing.answer(databases, copies, len(catalog.incomplete))
         return catalog
 
     def _hidden(self, databases: Iterable[str]) -> Iterator[Incomplete]:

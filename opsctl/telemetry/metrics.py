@@ -1,15 +1,22 @@
-"""What Prometheus is told: every metric, and how it is written. Pure: from what is known, never by looking.
+"""What Prometheus is told: every metric, how it is written, and where to. From what is known, never by looking.
 
 Times are exported, not ages: they stay true while nothing runs. Series of what is configured exist from the beginning,
 at 0, so that an alert about a missing backup has something to see.
 """
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from opsctl import __version__
+from opsctl.background import in_background
 from opsctl.manifest import EVIDENCE_LEVELS
 from opsctl.sightings import Seen, Sighting
 
@@ -216,8 +223,58 @@ class Samples:
                 yield metric, list(self._values[metric.name].items())
 
 
+def write_textfile(path: Path, data: bytes) -> None:
+    """For node_exporter's textfile collector: whole or not at all, and readable for it. Raises OSError."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # it reads *.prom only
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), 0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def push(known: Known, url: str, *, host: str, redact: Redact, timeout_seconds: float) -> None:
+    """Replace what the Pushgateway has of this host (job ``opsctl``, instance ``host``).
+
+    ``url`` may hold a user and a password. Raises OSError, TimeoutError among them, in the time given whatever hangs.
+    """
+    pushing = in_background(_push, _registry(_samples(known, redact)), url, host, timeout_seconds)
+    pushing.result(timeout=timeout_seconds)
+
+
+def _push(registry: Any, url: str, host: str, timeout_seconds: float) -> None:
+    from prometheus_client.exposition import basic_auth_handler, default_handler, push_to_gateway
+
+    parts = urlsplit(url)
+    handler: Callable[..., Any] = default_handler
+    if parts.username is not None:
+        handler = partial(basic_auth_handler, username=unquote(parts.username), password=unquote(parts.password or ""))
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    try:
+        push_to_gateway(
+            address,
+            "opsctl",
+            registry,
+            grouping_key={"instance": host},
+            timeout=timeout_seconds,
+            handler=handler,
+        )
+    except HTTPException as error:
+        raise OSError(f"this is no HTTP server: {type(error).__name__}") from error
+
+
 def _exposition(samples: Samples) -> bytes:
-    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client import generate_latest
+
+    return generate_latest(_registry(samples))
+
+
+def _registry(samples: Samples) -> Any:
+    """The samples as the library's own, and nothing of this process."""
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     families = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
@@ -232,7 +289,7 @@ def _exposition(samples: Samples) -> bytes:
 
     registry = CollectorRegistry()
     registry.register(Collector())
-    return generate_latest(registry)
+    return registry
 
 
 def _samples(known: Known, redact: Redact) -> Samples:
