@@ -1,6 +1,6 @@
 """Where metrics come from: what this run saw of the repositories, what earlier ones left, and the history of runs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,8 @@ from opsctl.freshness import TOLERANCE, expected_interval, good_ones
 from opsctl.manifest import EVIDENCE_LEVELS
 from opsctl.repository import Backup, Repository, StoredBackup
 from opsctl.schedule import Schedule
-from opsctl.sightings import Drill, Look, Newest, Proof, Seen, Sighting
-from opsctl.telemetry.metrics import CheckFacts, DoctorFacts, Known, RunFacts
+from opsctl.sightings import Drill, Look, Newest, Proof, Seen, Sighting, Sightings
+from opsctl.telemetry.metrics import Known
 
 if TYPE_CHECKING:
     from opsctl.config import Config
@@ -93,6 +93,12 @@ def drills(result: Any, repositories: Iterable[Repository], *, now: datetime) ->
             if database:
                 found[database] = Drill(now, float(each["restore_seconds"]))
     return found
+
+
+def known(config: "Config", *, now: datetime) -> Known:
+    """Everything metrics are made of, from the state folder alone: nothing is asked that could hang."""
+    seen = Sightings(config.state_path).read()
+    return Known(now, homes(config, seen), seen, intervals(config, now))
 
 
 def homes(config: "Config", seen: Seen) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from pydantic import (  # noqa: TID253
 )
 
 from opsctl.errors import ConfigurationError
-from opsctl.settings_telemetry import SentrySettings
+from opsctl.settings_telemetry import MetricsSettings, SentrySettings
 from opsctl.settings_types import (
     CommandLine,
     Count,
@@ -252,6 +252,7 @@ class FileSettings(Settings):
     tls: dict[str, TlsSettings] = {}
     checks: tuple[OwnCheckSettings, ...] = ()
     sentry: SentrySettings = SentrySettings()
+    metrics: MetricsSettings = MetricsSettings()
     state: StateSettings = StateSettings()
 
 

@@ -13,6 +13,7 @@ from opsctl.cli import (
     explain,
     history,
     keygen,
+    metrics,
     prune,
     repository,
     restore,
@@ -47,6 +48,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("logs", INCIDENTS, services.logs),
     ("restart", INCIDENTS, services.restart),
     ("history", OPERATION, history.history),
+    ("metrics", OPERATION, metrics.metrics),
     ("demo", OPERATION, demo.demo),
 )
 
