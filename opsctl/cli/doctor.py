@@ -137,7 +137,7 @@ def _renderer(session: "Session", format: str, fail_on: FailOn) -> Callable[["Re
     if format == "junit":
         return lambda found: doctor_formats.as_junit(found, warnings_fail=fail_on == "warn")
     if format == "prometheus":
-        return lambda found: doctor_formats.as_prometheus(found, finished_at=session.clock().timestamp())
+        return lambda found: doctor_formats.as_prometheus(found, at=session.clock())
     return None
 
 
