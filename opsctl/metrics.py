@@ -5,12 +5,14 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from opsctl.errors import HistoryUnavailable
 from opsctl.freshness import TOLERANCE, expected_interval, good_ones
+from opsctl.history import FILE, CheckState, History
 from opsctl.manifest import EVIDENCE_LEVELS
 from opsctl.repository import Backup, Repository, StoredBackup
 from opsctl.schedule import Schedule
 from opsctl.sightings import Drill, Look, Newest, Proof, Seen, Sighting, Sightings
-from opsctl.telemetry.metrics import Known
+from opsctl.telemetry.metrics import CheckFacts, DoctorFacts, Known, RunFacts
 
 if TYPE_CHECKING:
     from opsctl.config import Config
@@ -97,8 +99,32 @@ def drills(result: Any, repositories: Iterable[Repository], *, now: datetime) ->
 
 def known(config: "Config", *, now: datetime) -> Known:
     """Everything metrics are made of, from the state folder alone: nothing is asked that could hang."""
-    seen = Sightings(config.state_path).read()
-    return Known(now, homes(config, seen), seen, intervals(config, now))
+    seen, history = Sightings(config.state_path).read(), History(config.state_path / FILE)
+    try:
+        latest, successes, totals, checks = history.latest(), history.last_success(), history.totals(), history.checks()
+    except HistoryUnavailable:
+        latest, successes, totals, checks = {}, {}, {}, None
+    return Known(
+        now,
+        homes(config, seen),
+        seen,
+        intervals(config, now),
+        {
+            (command, database or ""): RunFacts(run.started_at, run.finished_at, run.outcome)
+            for (command, database), run in latest.items()
+        },
+        {
+            (command, database or ""): run.finished_at
+            for (command, database), run in successes.items()
+            if run.finished_at
+        },
+        {(command, database or "", outcome): count for (command, database, outcome), count in totals.items()},
+        DoctorFacts(checks.at, checks.status, [_check(each) for each in checks.states]) if checks else None,
+    )
+
+
+def _check(state: CheckState) -> CheckFacts:
+    return CheckFacts(state.id, state.target or "", state.status, state.entry.get("value"), state.entry.get("unit"))
 
 
 def homes(config: "Config", seen: Seen) -> dict[str, list[str]]:

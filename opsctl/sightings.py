@@ -4,10 +4,12 @@ A run that lists a repository leaves here what it saw. So nothing has to be list
 outlives a failed run and a repository that does not answer. Never the truth: that is the repository.
 """
 
+import errno
 import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +19,8 @@ from typing import Any
 
 FILE = "sightings.json"
 SCHEMA = 1
+BUSY_SECONDS = 1.0
+"""How long another run may keep us from it: one that was stopped while it wrote must not stop this one."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class Sightings:
             return Seen()
 
     def update(self, looks: list[Look], drills: Mapping[str, Drill], *, now: datetime) -> Seen:
-        """Add what a run saw; runs that end at the same time wait for each other. Raises OSError."""
+        """Add what a run saw; runs that end at the same time wait for each other, for a moment. Raises OSError."""
         with self._alone():
             seen = self.read()
             for look in looks:
@@ -153,7 +157,11 @@ class Sightings:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            deadline = time.monotonic() + BUSY_SECONDS
+            while not _locked(descriptor):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, "another run holds it")
+                time.sleep(0.01)
             yield
         finally:
             os.close(descriptor)
@@ -174,6 +182,14 @@ class Sightings:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _parsed(document: Any) -> Seen:

@@ -204,6 +204,12 @@ class Session:
             repositories[name] = Repository(name, storage, self._lock_for(name, settings), cache)
         return repositories
 
+    @property
+    def opened_repositories(self) -> "list[Repository]":
+        """The repositories, if this run has had to do with them."""
+        opened: dict[str, Repository] = vars(self).get("repositories", {})
+        return list(opened.values())
+
     def _lock_for(self, name: str, settings: "RepositorySettings") -> timedelta | None:
         """How long a repository's backups are locked: no longer than its retention is sure to keep them."""
         if settings.object_lock == "off":

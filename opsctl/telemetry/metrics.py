@@ -102,7 +102,11 @@ METRICS = (
     Metric("opsctl_pruned_backups_total", "Backups removed by this host.", ("repository",), "counter"),
     Metric("opsctl_copied_backups_total", "Backups copied there by this host.", ("repository",), "counter"),
     Metric("opsctl_runs_total", "Runs of this host that ended, by outcome.", (*RUN, "outcome"), "counter"),
-    Metric("opsctl_run_last_timestamp_seconds", "When the last run of a command ended, whatever came of it.", RUN),
+    Metric(
+        "opsctl_run_last_timestamp_seconds",
+        "When the last run of a command ended, whatever came of it; of one that was killed, when it began.",
+        RUN,
+    ),
     Metric("opsctl_run_last_success_timestamp_seconds", "When a run of a command last ended well.", RUN),
     Metric("opsctl_run_last_duration_seconds", "How long the last run took.", RUN),
     Metric(
@@ -145,10 +149,10 @@ class DoctorFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The last run of a command that ended."""
+    """The last run of a command that ended; of one that was killed nobody knows when."""
 
     started_at: datetime
-    finished_at: datetime
+    finished_at: datetime | None
     outcome: str
 
 
@@ -362,8 +366,10 @@ def _add_runs(samples: Samples, known: Known) -> None:
     for (command, database), run in known.runs.items():
         if database in told:
             key = command, database
-            samples.add("opsctl_run_last_timestamp_seconds", run.finished_at, *key)
-            samples.add("opsctl_run_last_duration_seconds", (run.finished_at - run.started_at).total_seconds(), *key)
+            samples.add("opsctl_run_last_timestamp_seconds", run.finished_at or run.started_at, *key)
+            if run.finished_at is not None:
+                seconds = (run.finished_at - run.started_at).total_seconds()
+                samples.add("opsctl_run_last_duration_seconds", seconds, *key)
             samples.add("opsctl_run_last_state", RUN_STATES.get(run.outcome), *key)
     for (command, database), at in known.successes.items():
         if database in told:
