@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml  # noqa: TID253  # a test may load what it likes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families  # noqa: TID253
 
@@ -105,6 +105,7 @@ def test_what_is_configured_is_there_from_the_beginning():
     assert value(data, "opsctl_repository_up", repository="local") is None  # nobody has asked it yet
 
 
+@settings(max_examples=30)
 @given(st.lists(sightings, max_size=4), st.lists(looks, max_size=6))
 def test_what_was_seen_stays_until_it_is_seen_anew(before, later):
     """No look takes away what it did not ask for; when a repository last answered never goes back to nothing."""
@@ -123,6 +124,7 @@ def test_what_was_seen_stays_until_it_is_seen_anew(before, later):
         seen = after
 
 
+@settings(max_examples=20)
 @given(st.lists(sightings, max_size=3), st.dictionaries(names, st.builds(Drill, times, st.floats(0, 1e6)), max_size=2))
 def test_sightings_are_read_as_they_were_written(tmp_path_factory, given_sightings, drills):
     store = Sightings(tmp_path_factory.mktemp("state"))

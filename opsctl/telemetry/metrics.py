@@ -13,6 +13,7 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 
 from opsctl import __version__
@@ -266,6 +267,9 @@ def _push(registry: Any, url: str, host: str, timeout_seconds: float) -> None:
             timeout=timeout_seconds,
             handler=handler,
         )
+    except HTTPError as error:
+        with error:  # it holds the connection
+            raise OSError(f"it answered {error.code} {error.reason}") from None
     except HTTPException as error:
         raise OSError(f"this is no HTTP server: {type(error).__name__}") from error
 
