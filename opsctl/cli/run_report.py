@@ -48,7 +48,8 @@ OUTCOMES: dict[int, "RunOutcome"] = {
 def begin(session: "Session", arguments: Mapping[str, Any]) -> None:
     """Tell that a run has begun."""
     looking = ONLY_LOOKING.get(session.command, set())
-    session.is_recorded = session.command in RECORDED and not any(arguments.get(name) for name in looking)
+    session.is_event = session.command in RECORDED and not any(arguments.get(name) for name in looking)
+    session.is_recorded = session.is_event
     if session.is_recorded:
         host, pid = socket.gethostname(), os.getpid()
         _write_history(
@@ -68,6 +69,9 @@ def end(session: "Session", outcome: "Outcome", run: "Run") -> None:
     if session.is_recorded:
         found = list(endings(session.command, outcome))
         _write_history(session, lambda history: history.end(session.run_id, found, at=run.finished_at))
+    if session.is_event:
+        with _harmless(session):
+            _tell_metrics(session, outcome)  # after the history that they are made of
     with _harmless(session):
         _report_to_sentry(session, outcome)
 
@@ -149,6 +153,12 @@ def endings(command: str, outcome: "Outcome") -> "Iterator[Ending]":
 def _databases(outcome: "Outcome") -> list[str | None]:
     named = [name for name in str(outcome.fields.get("database") or "").split(",") if name]
     return [*named] or [None]
+
+
+def _tell_metrics(session: "Session", outcome: "Outcome") -> None:
+    from opsctl.cli.metrics import report_metrics
+
+    report_metrics(session, outcome)
 
 
 def _report_to_sentry(session: "Session", outcome: "Outcome") -> None:

@@ -60,6 +60,8 @@ class Session:
         self.redactor = Redactor()
         self.check_changes: Sequence[CheckChange] = ()
         """Which checks have another status than the last time, once doctor has looked."""
+        self.is_event = False
+        """Whether it does something, so that the history and the metrics tell of it."""
         self.is_recorded = False
         self.is_warned = False
         self.unwritten: list[Callable[[History], Any]] = []
