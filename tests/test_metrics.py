@@ -1,5 +1,6 @@
 """Metrics: what is told, what stays when nothing answers, and where it goes."""
 
+import fcntl
 import http.server
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import socket
 import threading
 from base64 import b64decode
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families  # noqa: TID253
 
 from opsctl.manifest import EVIDENCE_LEVELS, parse_manifest
-from opsctl.metrics import look_at, sighting
+from opsctl.metrics import drills, look_at, sighting
 from opsctl.repository import Evidence, Repository, StoredBackup
 from opsctl.sightings import Drill, Look, Place, Proof, Seen, Sighting, Sightings, with_look
 from opsctl.storage.local import LocalStorage
@@ -126,12 +128,12 @@ def test_what_was_seen_stays_until_it_is_seen_anew(before, later):
 
 @settings(max_examples=20)
 @given(st.lists(sightings, max_size=3), st.dictionaries(names, st.builds(Drill, times, st.floats(0, 1e6)), max_size=2))
-def test_sightings_are_read_as_they_were_written(tmp_path_factory, given_sightings, drills):
+def test_sightings_are_read_as_they_were_written(tmp_path_factory, given_sightings, timed):
     store = Sightings(tmp_path_factory.mktemp("state"))
     look = Look(
         "local", answered=True, databases=None, sightings=tuple(replace(s, repository="local") for s in given_sightings)
     )
-    written = store.update([look], drills, now=NOW)
+    written = store.update([look], timed, now=NOW)
 
     assert store.read() == written
 
@@ -143,6 +145,19 @@ def test_damaged_sightings_are_begun_anew(tmp_path):
         assert store.read() == Seen()
         assert store.update([Look("local", answered=False)], {}, now=NOW).places["local"].answered is False
     assert (tmp_path / "sightings.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_runs_that_end_at_once_lose_nothing(tmp_path):
+    """What eight runs removed is the sum; one that is stopped while it writes holds nobody up for long."""
+    look = Look("local", answered=True, pruned=1)
+    with ThreadPoolExecutor(8) as runs:
+        list(runs.map(lambda _: Sightings(tmp_path).update([look], {}, now=NOW), range(40)))
+    assert Sightings(tmp_path).read().places["local"].pruned == 40
+
+    with (tmp_path / "sightings.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError):
+            Sightings(tmp_path).update([look], {}, now=NOW)
 
 
 # Where it comes from
@@ -212,6 +227,24 @@ def test_a_listing_is_what_another_listing_would_be(tmp_path, copies):
     assert known_now.sightings == look_at(fresh, now=NOW).sightings
     assert known_now.sightings[0].backups == 2
     assert (known_now.pruned, known_now.databases) == (1, frozenset({first.database}))
+
+
+def test_a_drill_is_told_with_how_long_it_took(tmp_path, copies):
+    """Of those that passed, under the database that the run knows the backup to be of."""
+    repository = Repository("local", LocalStorage(tmp_path))
+    backup = copies(1)
+    repository.listing.answer([], {("saas-db", backup.manifest.id): backup}, 0)
+    results = [
+        {"id": backup.manifest.id, "outcome": "pass", "restore_seconds": 12.5},
+        {"id": backup.manifest.id, "outcome": "pass", "restore_seconds": None},
+        {"id": "somebody-else", "outcome": "fail", "restore_seconds": 9.0},
+    ]
+    found = drills({"backups": results}, [repository], now=NOW)
+    data = render(known(homes={"saas-db": []}, seen=Seen(drills=found)), redact=str)
+
+    assert found == {"saas-db": Drill(NOW, 12.5)}
+    assert value(data, "opsctl_restore_drill_last_duration_seconds", database="saas-db") == 12.5
+    assert drills(None, [repository], now=NOW) == {}
 
 
 # Where it goes
