@@ -14,6 +14,7 @@ OpsctlError                      1
 ├── RestoreFailed                1   pg_restore or a comparison failed; what was created is gone again
 ├── QueryFailed                  1   the server refused a statement
 ├── ServicesUnreachable          1   Docker does not answer, or not to this user
+├── HistoryUnavailable           1   the record of runs cannot be read or written
 ├── ServiceFailed                1   a container is missing, cannot be restarted, or does not become healthy
 └── Interrupted                130   Ctrl-C (130), SIGTERM and SIGHUP (143)
 
@@ -152,6 +153,12 @@ class ServicesUnreachable(OpsctlError):
 
 class ServiceFailed(OpsctlError):
     code = "service_failed"
+
+
+class HistoryUnavailable(OpsctlError):
+    """The record of this host's runs cannot be read or written."""
+
+    code = "history_unavailable"
 
 
 class Interrupted(OpsctlError):

@@ -216,7 +216,7 @@ class _Copying:
                         check_stored(file, _Source(reader), advance, writer)
                     except BackupDamaged as error:
                         raise _SourceUnusableError(error.message) from error
-            upload.publish_raw(raw)  # verbatim: a signature is over these very bytes
+            upload.publish_raw(raw, manifest)  # verbatim: a signature is over these very bytes
         except BaseException:
             self._advance(-passed)
             upload.abandon()

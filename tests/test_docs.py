@@ -320,7 +320,15 @@ def test_restoring_by_hand_brings_every_row_back(shell: Shell, saasdb: Any) -> N
 
 # What --json prints
 
-OPAQUE = {"checks[].details", "result", "manifest", "plan.properties", "steps[].result", "backups[].error"}
+OPAQUE = {
+    "checks[].details",
+    "result",
+    "manifest",
+    "plan.properties",
+    "steps[].result",
+    "backups[].error",
+    "metrics[].samples[].labels",
+}
 """Keys whose inside is documented elsewhere."""
 
 
@@ -376,6 +384,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     saasdb.execute("update public.users set full_name = 'somebody' where id = 1")
     run("restore --undo", "restore", "--undo", "--yes", "saasdb")
     run("doctor", "doctor")
+    run("metrics", "metrics")
     run("explain", "explain")
     run("restore --globals", "restore", "latest", "--globals", "--plan")
     run("restore --forget-previous", "restore", "--forget-previous", "--yes", "saasdb")

@@ -11,7 +11,9 @@ from opsctl.cli import (
     demo,
     doctor,
     explain,
+    history,
     keygen,
+    metrics,
     prune,
     repository,
     restore,
@@ -45,6 +47,8 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("services", INCIDENTS, services.services),
     ("logs", INCIDENTS, services.logs),
     ("restart", INCIDENTS, services.restart),
+    ("history", OPERATION, history.history),
+    ("metrics", OPERATION, metrics.metrics),
     ("demo", OPERATION, demo.demo),
 )
 

@@ -69,7 +69,7 @@ def doctor(
         return show(_judged_again(session, saved, checks or []))
     if watch:
         _watch(session, checks or [], interval, show)
-    return show(_examine(session, checks or []))
+    return _remembered(session, show(_examine(session, checks or [])), checks or [])
 
 
 def choose_output(
@@ -137,7 +137,7 @@ def _renderer(session: "Session", format: str, fail_on: FailOn) -> Callable[["Re
     if format == "junit":
         return lambda found: doctor_formats.as_junit(found, warnings_fail=fail_on == "warn")
     if format == "prometheus":
-        return lambda found: doctor_formats.as_prometheus(found, finished_at=session.clock().timestamp())
+        return lambda found: doctor_formats.as_prometheus(found, at=session.clock())
     return None
 
 
@@ -221,13 +221,22 @@ def _outcome(session: "Session", results: list["CheckResult"], format: str, fail
     return Outcome(document, text, code, fields={"status": found.status, **({"cause": cause} if cause else {})})
 
 
+def _remembered(session: "Session", outcome: Outcome, words: list[str]) -> Outcome:
+    """What was found is what the next run compares with, and what the metrics say until then."""
+    from opsctl.cli.run_report import remember_checks
+
+    if outcome.result is not None:
+        remember_checks(session, outcome.result, is_whole=not words)
+    return outcome
+
+
 def _watch(
     session: "Session", words: list[str], interval: float, show: Callable[[list["CheckResult"]], Outcome]
 ) -> None:
     """Look and print, again and again; a signal ends it."""
     while True:
         started_at, started = session.clock(), time.monotonic()
-        outcome = show(_examine(session, words))
+        outcome = _remembered(session, show(_examine(session, words)), words)
         if sys.stdout.isatty() and not session.options.json:
             sys.stdout.write("\x1b[H\x1b[2J")
         session.output.finish(Run(session.command, session.run_id, started_at, session.clock()), outcome)
