@@ -86,6 +86,7 @@ class Config:
         self.tls = dict(file.tls)
         self.checks = file.checks
         self.sentry = file.sentry
+        self.metrics = file.metrics
         self._state_path = file.state.path
         self._passwords: dict[str, str | None] = {}
         self._keys: dict[str, str] = {}
@@ -255,12 +256,18 @@ class Config:
             return self.environment.state_dir.absolute()
         if self._state_path:
             return (self.folder / self._state_path.expanduser()).absolute()
-        if os.geteuid() == 0:
-            return Path("/var/lib/opsctl")
-        if self.environment.xdg_state_home:
-            return self.environment.xdg_state_home / "opsctl"
-        home = self.variables.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
-        return Path(home) / ".local/state/opsctl"
+        return _default_state_path(self.variables)
+
+    @property
+    def textfile(self) -> Path | None:
+        """Where metrics are written for node_exporter."""
+        path = self.metrics.textfile
+        return path and (self.folder / path.expanduser()).absolute()
+
+    @property
+    def pushgateway_url(self) -> str | None:
+        url = self.metrics.pushgateway_url
+        return url.get_secret_value() if url else None
 
     @property
     def actor(self) -> dict[str, Any]:
@@ -300,6 +307,7 @@ class Config:
         """Whether a secret stands in opsctl.toml itself."""
         given = (url for each in self.databases.values() for url in (each.url, each.direct_url, *each.replica_urls))
         in_urls = any(True for url in given if url for _ in url_secrets(url.get_secret_value()))
+        in_urls = in_urls or any(True for _ in url_secrets(self.pushgateway_url or ""))
         return in_urls or self.sentry.dsn is not None or any(each.headers for each in self.http.values())
 
     def secrets(self) -> Iterator[str]:
@@ -309,7 +317,7 @@ class Config:
             given = (settings.url, settings.direct_url, *settings.replica_urls)
             urls += [url.get_secret_value() for url in given if url is not None]
         urls += [self.variables.get(settings.url_env, "") for settings in self.databases.values() if settings.url_env]
-        urls += [self.sentry_dsn or "", self.variables.get("DATABASE_URL", "")]
+        urls += [self.sentry_dsn or "", self.pushgateway_url or "", self.variables.get("DATABASE_URL", "")]
         for url in urls:
             yield from url_secrets(url)
         yield from (password for password in self._passwords.values() if password)
@@ -365,6 +373,21 @@ def checked_url(url: str, *, where: str) -> str:
 def environment_dsn() -> str | None:
     """The Sentry DSN of the environment alone, to report a configuration that cannot be read."""
     return os.environ.get("SENTRY_DSN") or None
+
+
+def environment_state_path() -> Path:
+    """Where this host's state lives as far as the environment alone says."""
+    named = os.environ.get("OPSCTL_STATE_DIR")
+    return Path(named).absolute() if named else _default_state_path(os.environ)
+
+
+def _default_state_path(variables: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/opsctl")
+    if variables.get("XDG_STATE_HOME"):
+        return Path(variables["XDG_STATE_HOME"]) / "opsctl"
+    home = variables.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
+    return Path(home) / ".local/state/opsctl"
 
 
 def load_config(explicit: Path | None = None, *, working_folder: Path | None = None) -> Config:

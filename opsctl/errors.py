@@ -18,6 +18,7 @@ OpsctlError                      1
 ├── TimelineUnwritable           1   an incident's timeline cannot be written: a full disk, another owner
 ├── ServicesUnreachable          1   Docker does not answer, or not to this user
 ├── StepFailed                   1   a step of a runbook failed, or its checks did not become green
+├── HistoryUnavailable           1   the record of runs cannot be read or written
 ├── ServiceFailed                1   a container is missing, cannot be restarted, or does not become healthy
 └── Interrupted                130   Ctrl-C (130), SIGTERM and SIGHUP (143)
 
@@ -174,6 +175,12 @@ class StepFailed(OpsctlError):
 
 class ServiceFailed(OpsctlError):
     code = "service_failed"
+
+
+class HistoryUnavailable(OpsctlError):
+    """The record of this host's runs cannot be read or written."""
+
+    code = "history_unavailable"
 
 
 class Interrupted(OpsctlError):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, BinaryIO, Literal, cast
@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 
 from opsctl.background import in_background, in_parallel
 from opsctl.errors import BackupDamaged, Refused, RemovalRefused, RepositoryUnreachable
+from opsctl.listing import Listing
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, format_time, parse_manifest
 from opsctl.manifest_cache import ManifestCache, ManifestReader
 from opsctl.storage import Entry, Publication, Storage, locked_text
@@ -199,9 +200,12 @@ class Repository:
         self.storage = storage
         self.lock_for = lock_for
         self._cache = cache
+        self.listing: Listing[StoredBackup] = Listing()
+        """What this run has seen here, and done to it."""
 
     def catalog(self, databases: Sequence[str] = ()) -> Catalog:
         """Every backup, or those of some databases; what cannot be read as one is named as incomplete."""
+        self.listing.ask()
         wanted = {segment(name) for name in databases}
         folders = [name for name in self.storage.folders() if not wanted or name in wanted]
         catalog = Catalog(incomplete=list(self._hidden(wanted)))
@@ -216,6 +220,8 @@ class Repository:
                 elif found.folder not in hidden:
                     catalog.incomplete.append(found)
             manifests.remember()
+        copies = {(backup.database, backup.id): backup.copies[0] for backup in catalog.backups}
+        self.listing.answer(databases, copies, len(catalog.incomplete))
         return catalog
 
     def _hidden(self, databases: Iterable[str]) -> Iterator[Incomplete]:
@@ -278,7 +284,13 @@ class Repository:
                 self.storage.create("RESTORE.txt", RESTORE_TEXT.encode())
         self._require_own_folder(segment(database))
         retain_until = created_at + self.lock_for if self.lock_for else None
-        return Upload(self.storage.begin(f"{segment(database)}/{backup_id}", retain_until=retain_until))
+        publication = self.storage.begin(f"{segment(database)}/{backup_id}", retain_until=retain_until)
+        return Upload(publication, self._added)
+
+    def _added(self, manifest: Manifest, *, is_copy: bool) -> None:
+        copy = StoredBackup(self.name, manifest, pinned=False, evidence=())
+        self.listing.put(manifest.database, manifest.id, copy)
+        self.listing.copied += is_copy
 
     def _require_own_folder(self, folder: str) -> None:
         names = self.storage.folders()
@@ -324,6 +336,8 @@ class Repository:
                 locked_until=locked,
             )
         self.storage.delete(f"{_folder(manifest)}/{MANIFEST}")
+        self.listing.drop(manifest.database, manifest.id)
+        self.listing.removed += 1
         self.storage.delete_folder(_folder(manifest))
 
     def remove_orphan(self, incomplete: Incomplete) -> None:
@@ -340,6 +354,10 @@ class Repository:
     def add_evidence(self, manifest: Manifest, evidence: Evidence, data: bytes) -> None:
         """Evidence as it stands elsewhere. Raises FileExistsError."""
         self.storage.create(f"{_folder(manifest)}/{evidence.key}", data)
+        known = self.listing.get(manifest.database, manifest.id)
+        if known is not None:
+            changed = replace(known, evidence=(*known.evidence, evidence))
+            self.listing.put(manifest.database, manifest.id, changed)
 
     def read_evidence(self, manifest: Manifest, evidence: Evidence) -> bytes:
         """What stands in it. Raises FileNotFoundError."""
@@ -370,8 +388,9 @@ class Repository:
 class Upload:
     """A backup on its way into one repository."""
 
-    def __init__(self, publication: Publication) -> None:
+    def __init__(self, publication: Publication, published: Callable[..., None]) -> None:
         self._publication = publication
+        self._published = published
 
     @contextmanager
     def file(self, name: str) -> Iterator[Writer]:
@@ -380,11 +399,13 @@ class Upload:
 
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest and let the backup exist."""
-        self.publish_raw(manifest.to_json())
+        self._publication.publish(MANIFEST, manifest.to_json())
+        self._published(manifest, is_copy=False)
 
-    def publish_raw(self, manifest: bytes) -> None:
+    def publish_raw(self, data: bytes, manifest: Manifest) -> None:
         """The same for a manifest that was written before, to the byte. Raises FileExistsError."""
-        self._publication.publish(MANIFEST, manifest)
+        self._publication.publish(MANIFEST, data)
+        self._published(manifest, is_copy=True)
 
     def abandon(self) -> None:
         self._publication.abandon()

@@ -1,19 +1,14 @@
 """What may stand in opsctl.toml: a model per section, and the one line that says what is wrong with one."""
 
 import difflib
-import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 # Whoever imports this module needs the models; the commands import it inside their bodies.
 from pydantic import (  # noqa: TID253
-    AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -21,79 +16,21 @@ from pydantic import (  # noqa: TID253
 )
 
 from opsctl.errors import ConfigurationError
-from opsctl.schedule import Schedule, time_zone
+from opsctl.settings_telemetry import MetricsSettings, SentrySettings
+from opsctl.settings_types import (
+    CommandLine,
+    Count,
+    Cron,
+    Duration,
+    HttpUrl,
+    Pattern,
+    PostgresUrl,
+    Seconds,
+    Settings,
+    TimeZone,
+)
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-def _postgres_url(url: SecretStr) -> SecretStr:
-    """``url`` as libpq reads it: SQLAlchemy's ``+driver`` goes; an unescaped password is found here."""
-    scheme, separator, rest = url.get_secret_value().partition("://")
-    if not separator or scheme.partition("+")[0] not in {"postgres", "postgresql"}:
-        raise ValueError("must begin with postgresql://")
-    authority = rest.partition("/")[0].partition("?")[0]
-    userinfo = rest.partition("?")[0].rpartition("@")[0]
-    text = f"postgresql://{rest}"
-    try:
-        unescaped = authority.count("@") > 1 or "#" in userinfo or "/" in userinfo
-        unescaped |= bool(authority) and "@" not in authority and "@" in rest.partition("/")[0]  # a "?" in it
-        _ = urlsplit(text).port if "," not in authority else None
-    except ValueError:
-        unescaped = True
-    if unescaped:
-        raise ValueError("cannot be read; the characters @ : / ? # % in a password must be percent-encoded (@ is %40)")
-    return SecretStr(text)
-
-
-def _each_unit_once(duration: str) -> str:
-    units = [character for character in duration if character.isalpha()]
-    if len(set(units)) < len(units):
-        raise ValueError("names a unit twice")
-    return duration
-
-
-def _cron(expression: str) -> str:
-    return Schedule(expression).expression
-
-
-def _time_zone(name: str) -> str:
-    time_zone(name)
-    return name
-
-
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"is no regular expression ({error})") from None
-    return text
-
-
-def _command_line(text: str) -> str:
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        words = []
-    if not words:
-        raise ValueError("is no command line")
-    return text
-
-
-PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
-Count = Annotated[int, Field(ge=0)]
-Cron = Annotated[str, AfterValidator(_cron)]
-TimeZone = Annotated[str, AfterValidator(_time_zone)]
-CommandLine = Annotated[str, AfterValidator(_command_line)]
-Pattern = Annotated[str, AfterValidator(_pattern)]
-HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/@?#\s]+([/?][^\s#]*)?$")]
-Seconds = Annotated[float, Field(gt=0, le=8)]
-"""How long a check may take: less than a whole run of doctor has."""
-
-Duration = Annotated[str, Field(pattern=r"^([0-9]{1,5}[ymwdh])+$"), AfterValidator(_each_unit_once)]
 
 
 class DatabaseSettings(Settings):
@@ -227,14 +164,6 @@ class ServiceSettings(Settings):
         return self
 
 
-class SentrySettings(Settings):
-    """``[sentry]``: where failures are reported; ``SENTRY_DSN`` alone is enough."""
-
-    dsn: SecretStr | None = None
-    dsn_env: str = "SENTRY_DSN"
-    environment: str | None = None
-
-
 class StateSettings(Settings):
     """``[state]``: where opsctl keeps locks and temporary files on this host."""
 
@@ -333,6 +262,7 @@ class FileSettings(Settings):
     tls: dict[str, TlsSettings] = {}
     checks: tuple[OwnCheckSettings, ...] = ()
     sentry: SentrySettings = SentrySettings()
+    metrics: MetricsSettings = MetricsSettings()
     state: StateSettings = StateSettings()
 
 

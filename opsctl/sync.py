@@ -5,7 +5,7 @@ Nothing is decrypted or compressed anew: the stored bytes pass, and are compared
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import BinaryIO
 
@@ -100,7 +100,8 @@ def _missing_in(
     here = [copy for identifier in own for copy in known[identifier] if copy.repository == name]
     begun = {each.id: each for each in catalog.incomplete}
     candidates = [candidate(copy, known[copy.manifest.id]) for copy in here]
-    candidates += [candidate(backup, known[identifier]) for identifier, backup in intact.items()]
+    # Its proofs are those of other copies: one of its own would bring back what a prune of this repository let go.
+    candidates += [replace(candidate(backup, known[identifier]), proven=None) for identifier, backup in intact.items()]
     for decision in plan_prune(candidates, policy, now=now):
         if decision.keep and decision.id in intact:
             yield Missing(name, intact[decision.id], begun.get(decision.id))
@@ -215,7 +216,7 @@ class _Copying:
                         check_stored(file, _Source(reader), advance, writer)
                     except BackupDamaged as error:
                         raise _SourceUnusableError(error.message) from error
-            upload.publish_raw(raw)  # verbatim: a signature is over these very bytes
+            upload.publish_raw(raw, manifest)  # verbatim: a signature is over these very bytes
         except BaseException:
             self._advance(-passed)
             upload.abandon()

@@ -294,7 +294,16 @@ def sh_blocks(path: Path) -> list[str]:
     return [match["text"] for match in found if match["reason"] is None and match["verb"] is None]
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if sh_blocks(path)], ids=name_of)
+FIRST_PAGES = {"README.md", "quickstart.md", "repository-format.md"}
+"""What somebody tries first, and the restore without opsctl; the other pages are tried in the acceptance run."""
+
+
+def pages_with_examples() -> list[Any]:
+    found = [path for path in PAGES if sh_blocks(path)]
+    return [path if path.name in FIRST_PAGES else pytest.param(path, marks=pytest.mark.acceptance) for path in found]
+
+
+@pytest.mark.parametrize("path", pages_with_examples(), ids=name_of)
 def test_shell_examples_run(path: Path, shell: Shell) -> None:
     """Page by page, from top to bottom. Only README and quickstart take their first backup themselves."""
     if path.name not in {"README.md", "quickstart.md"}:
@@ -315,7 +324,15 @@ def test_restoring_by_hand_brings_every_row_back(shell: Shell, saasdb: Any) -> N
 
 # What --json prints
 
-OPAQUE = {"checks[].details", "result", "manifest", "plan.properties", "steps[].result", "backups[].error"}
+OPAQUE = {
+    "checks[].details",
+    "result",
+    "manifest",
+    "plan.properties",
+    "steps[].result",
+    "backups[].error",
+    "metrics[].samples[].labels",
+}
 """Keys whose inside is documented elsewhere."""
 
 
@@ -371,6 +388,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     saasdb.execute("update public.users set full_name = 'somebody' where id = 1")
     run("restore --undo", "restore", "--undo", "--yes", "saasdb")
     run("doctor", "doctor")
+    run("metrics", "metrics")
     run("explain", "explain")
     run("restore --globals", "restore", "latest", "--globals", "--plan")
     run("restore --forget-previous", "restore", "--forget-previous", "--yes", "saasdb")

@@ -76,7 +76,7 @@ def test_formats(run_opsctl, database):
         assert float(number.rstrip("s%Bc")) >= 0
         assert all(float(limit.rstrip(":")) >= 0 for limit in limits if limit)
     lines = run_opsctl("doctor", "db", "--format", "prometheus", url=database.url).stdout.splitlines()
-    assert f'opsctl_check_state{{check="db.connect",target="{database.name}"}} 0' in lines
+    assert f'opsctl_check_state{{check="db.connect",target="{database.name}"}} 0.0' in lines
 
 
 def test_a_capture_is_judged_again(run_opsctl, database):

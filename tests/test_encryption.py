@@ -468,7 +468,9 @@ def test_nothing_plain_touches_a_disk_of_the_backup_host(run_opsctl, dumping, tm
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.acceptance), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_an_encrypted_backup_like_any_other(run_opsctl, dumping, number, code):
     """It comes up as what it is, not as an error of the library, and what was begun is gone."""
     process = dumping()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-KILLS = 12
+KILLS = 6
+"""The acceptance run kills a restore 100 times."""
 ROWS = 60_000
 CONTENT = "select count(*), sum(hashtextextended(t::text, 0)::numeric) from items t"
 

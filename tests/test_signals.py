@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
-each_signal = pytest.mark.parametrize("number", list(EXIT_CODES), ids=lambda number: number.name)
+OTHERS = [pytest.param(number, marks=pytest.mark.acceptance) for number in EXIT_CODES if number != signal.SIGTERM]
+each_signal = pytest.mark.parametrize("number", [signal.SIGTERM, *OTHERS], ids=lambda number: number.name)
+"""All of them take the same way; a terminal and a dropped connection are tried in the acceptance run."""
 
 
 def write_programs(folder, binaries, **bodies):

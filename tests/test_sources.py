@@ -130,6 +130,7 @@ def test_standby_as_the_source(run_opsctl, primary, new_database, facts_of, only
 # Settings of a role
 
 
+@pytest.mark.acceptance
 def test_timeouts_of_a_role_end_nothing(run_opsctl, cluster, database, login, facts_of):
     """A login whose sessions end after milliseconds backs up and restores all the same."""
     timeouts = {"statement_timeout": "50ms", "idle_in_transaction_session_timeout": "100ms", "lock_timeout": "10ms"}
@@ -267,6 +268,7 @@ def test_all_databases_of_a_server(run_opsctl, server_with_databases):
     assert outcomes["blog"]["rows"] == 1
 
 
+@pytest.mark.acceptance
 def test_one_of_all_databases_is_restored_by_its_id(run_opsctl, server_with_databases):
     """A backup knows which database of the server it is of; the others stay as they are."""
     admin = server_with_databases

@@ -229,7 +229,11 @@ def test_session_that_cannot_be_ended(run_opsctl, versioned, plain_login, databa
 SWAPPING = "SELECT pid FROM pg_stat_activity WHERE application_name = 'opsctl swap' AND query ILIKE 'alter database%%'"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.acceptance)],
+    ids=lambda number: number.name,
+)
 def test_signal_in_the_swap_waits_for_its_end(run_opsctl, versioned, plain_login, databases_like, tmp_path, number):
     """A signal that arrives while the swap waits for a session takes effect after it: the swap is whole."""
     configure(run_opsctl, versioned, plain_login)

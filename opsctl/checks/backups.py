@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from itertools import pairwise
 from statistics import median
 
 from opsctl import sync
@@ -11,20 +10,11 @@ from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.databases import NOT_CONFIGURED
 from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import spoken
+from opsctl.freshness import COMPARED, FEWEST, TOLERANCE, expected_interval, good_ones
 from opsctl.manifest import EVIDENCE_LEVELS
 from opsctl.repository import Backup, merged
 from opsctl.retention import policy_of
 from opsctl.schedule import Schedule
-
-DAY = timedelta(hours=24)
-TOLERANCE = timedelta(seconds=60)
-"""How far in the future a backup may be dated: clocks of two hosts differ a little."""
-
-COMPARED = 7
-"""How many backups a size or a duration is compared with."""
-
-FEWEST = 3
-"""With fewer before it, nothing is unusual yet."""
 
 SMALLEST_BYTES = 1 << 20
 SHORTEST_SECONDS = 60
@@ -46,11 +36,6 @@ def backups_of(scope: Scope, database: str) -> list[Backup]:
     return [each for each in whole.backups if each.database == database]
 
 
-def good_ones(backups: Sequence[Backup], now: datetime) -> list[Backup]:
-    """Those that count, newest first: not known to be damaged, not dated in the future."""
-    return [each for each in backups if not each.failed and each.created_at <= now + TOLERANCE]
-
-
 def check_age(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
     backups, now = backups_of(scope, target), scope.clock()
     expected = expected_interval(backup_schedule(scope), good_ones(backups, now), now)
@@ -60,15 +45,6 @@ def check_age(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
 def backup_schedule(scope: Scope) -> Schedule | None:
     settings = scope.config.schedule
     return Schedule(settings.backup, settings.timezone) if settings.backup else None
-
-
-def expected_interval(schedule: Schedule | None, backups: Sequence[Backup], now: datetime) -> timedelta:
-    """How long it is between two backups: by the schedule, else as it was lately, else a day."""
-    if schedule is not None:
-        return schedule.interval(now) or DAY
-    newest = [each.created_at for each in backups[: COMPARED + 1]]
-    gaps = [(later - earlier).total_seconds() for later, earlier in pairwise(newest)]
-    return max(timedelta(hours=1), timedelta(seconds=median(gaps))) if len(gaps) >= FEWEST else DAY
 
 
 def judge_age(

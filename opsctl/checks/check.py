@@ -1,5 +1,6 @@
 """What a check is, and what it says: the records everything about `doctor` is made of."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -46,11 +47,30 @@ NO_CONTAINER = "container"
 
 
 @dataclass(frozen=True)
+class ServerCommand:
+    """A call of one of PostgreSQL's programs: a judge knows what to do, the run of checks knows at which server."""
+
+    program: str
+    arguments: str
+    """Quoted for the shell."""
+    database: str | None = None
+
+    def __str__(self) -> str:
+        return self.at(self.database)
+
+    def at(self, connection: str | None) -> str:
+        """The line for a shell. ``connection`` is a database's name or a connection string without anything secret."""
+        where = ["-d", shlex.quote(connection)] if connection else []
+        return " ".join((self.program, *where, self.arguments))
+
+
+@dataclass(frozen=True)
 class Remedy:
     """What to do: in words, as a command that can be copied, and which scenario of the runbook it is."""
 
     text: str
-    command: str | None = None
+    command: str | ServerCommand | None = None
+    """In a result always the line itself."""
     scenario: str | None = None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
+from opsctl.checks.check import Check, Finding, Remedy, ServerCommand, Target, Thresholds
 from opsctl.checks.scope import Scope
 from opsctl.errors import ConfigurationError, DatabaseUnreachable, Refused
 
@@ -86,14 +86,22 @@ def judge_latency(seconds: Sequence[float], thresholds: Thresholds) -> Finding:
     )
 
 
-def psql(*statements: str, database: str | None = None) -> str:
+def psql(*statements: str, database: str | None = None) -> ServerCommand:
     """The command that runs them one after the other, each in a transaction of its own, up to one that fails."""
-    words = ["psql"]
-    words += ["-d", shlex.quote(database)] if database else []
-    words += ["-v ON_ERROR_STOP=1"] if len(statements) > 1 else []
+    words = ["-v ON_ERROR_STOP=1"] if len(statements) > 1 else []
     for each in statements:
         words += ["-c", shlex.quote(each) if set(each) & set('"$`\\!') else f'"{each}"']
-    return " ".join(words)
+    return ServerCommand("psql", " ".join(words), database)
+
+
+def terminate(pid: int) -> ServerCommand:
+    return psql(f"select pg_terminate_backend({pid})")
+
+
+def rollback_prepared(gid: str, database: str) -> ServerCommand:
+    """Only in its own database can a prepared transaction be ended."""
+    quoted = gid.replace("'", "''")
+    return psql(f"rollback prepared '{quoted}'", database=database)
 
 
 def check_connect(scope: Scope, target: str, thresholds: Thresholds) -> Finding:

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from opsctl.checks.check import Check, Finding, Remedy, Thresholds
-from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, servers
+from opsctl.checks.check import Check, Finding, Remedy, ServerCommand, Thresholds
+from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, psql, rollback_prepared, servers, terminate
 from opsctl.checks.scope import Scope
-from opsctl.checks.sessions import SESSION_GRANT, program, psql, rollback_prepared, terminate
+from opsctl.checks.sessions import SESSION_GRANT
 from opsctl.checks.transactions import ROLLED_BACK, WHO_MAY
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _freeze(oldest: "DatabaseAge") -> Remedy:
     return Remedy(
         "First end what holds the horizon back (db.xmin): vacuum freezes nothing newer. Then freeze that database, as"
         " a superuser or its owner.",
-        program("vacuumdb", "--freeze", "--dbname", oldest.database),
+        ServerCommand("vacuumdb", "--freeze", oldest.database),
     )
 
 

@@ -1,12 +1,11 @@
 """Whether what is in a database can be relied on: its pages, its indexes, the order of its text."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from opsctl.checks.amounts import counted
-from opsctl.checks.check import Check, Finding, Remedy, Thresholds
+from opsctl.checks.check import Check, Finding, Remedy, ServerCommand, Thresholds
 from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, databases, psql, servers
 from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import SESSION_GRANT, spoken
@@ -44,7 +43,7 @@ def judge_checksums(found: "Checksums", thresholds: Thresholds) -> Finding:
             "A disk, controller or memory gave back other bytes than were written. Keep the backups there are (`opsctl"
             " pin`), restore the newest good one elsewhere. The server's log names each page; a dump that goes nowhere"
             " finds the first one in a table. The count stays until pg_stat_reset() in that database.",
-            f"pg_dump --format=custom --file=/dev/null --dbname={shlex.quote(worst.database or 'postgres')}",
+            ServerCommand("pg_dump", "--format=custom --file=/dev/null", worst.database or "postgres"),
         ),
     )
 

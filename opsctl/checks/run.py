@@ -6,7 +6,17 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from opsctl.checks.check import NO_CONTAINER, NO_THRESHOLDS, Check, CheckResult, Finding, Remedy, Target, Thresholds
+from opsctl.checks.check import (
+    NO_CONTAINER,
+    NO_THRESHOLDS,
+    Check,
+    CheckResult,
+    Finding,
+    Remedy,
+    ServerCommand,
+    Target,
+    Thresholds,
+)
 from opsctl.checks.scope import Scope
 from opsctl.errors import DatabaseUnreachable, NotPermitted, OpsctlError
 from opsctl.telemetry.logs import get_logger
@@ -179,9 +189,18 @@ class _Run:
 
     def _finish(self, unit: Unit, answer: Answer, *, hangs: bool = False) -> None:
         self._running.remove(unit)
-        _answered(unit, answer, time.monotonic() - unit.started)
+        _answered(unit, self._addressed(unit, answer), time.monotonic() - unit.started)
         if unit.lane is not None and (hangs or isinstance(answer, DatabaseUnreachable)):
             self.broken[unit.lane] = unit
+
+    def _addressed(self, unit: Unit, answer: Answer) -> Answer:
+        """With the server in the remedy's command: a bare psql may reach another one."""
+        remedy = answer.remedy if isinstance(answer, Finding) else None
+        if not isinstance(answer, Finding) or remedy is None or not isinstance(remedy.command, ServerCommand):
+            return answer
+        server = self._scope.server(unit.target.name)
+        line = remedy.command.at(server.public_conninfo(remedy.command.database, is_complete=True))
+        return replace(answer, remedy=replace(remedy, command=line))
 
 
 def _blocks(unit: Unit) -> bool:

@@ -1,10 +1,9 @@
 """The sessions of a server: are there too many, does one stand in the way of others."""
 
-import shlex
 from typing import TYPE_CHECKING
 
 from opsctl.checks.check import Check, Finding, Remedy, Thresholds
-from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, servers
+from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, rollback_prepared, servers, terminate
 from opsctl.checks.scope import Scope
 
 if TYPE_CHECKING:
@@ -94,28 +93,6 @@ def spoken(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def psql(sql: str, *, database: str | None = None) -> str:
-    """A statement as a command for the shell; ``PGHOST`` and the like, or psql's options, say which server."""
-    where = [] if database is None else ["--dbname", database]
-    if '"' in sql or any(sign in sql for sign in "$`\\!\n"):
-        return program("psql", *where, "-c", sql)
-    return f'{program("psql", *where)} -c "{sql}"'
-
-
-def terminate(pid: int) -> str:
-    return psql(f"select pg_terminate_backend({pid})")
-
-
-def rollback_prepared(gid: str, database: str) -> str:
-    """Only in its own database can a prepared transaction be ended."""
-    quoted = gid.replace("'", "''")
-    return psql(f"rollback prepared '{quoted}'", database=database)
-
-
-def program(*words: str) -> str:
-    return shlex.join(words)
 
 
 CHECKS = (

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from opsctl.checks.check import Check, Finding, Remedy, Thresholds
-from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, servers
+from opsctl.checks.databases import LANE, NOT_CONFIGURED, PER_SERVER, rollback_prepared, servers, terminate
 from opsctl.checks.scope import Scope
-from opsctl.checks.sessions import SESSION_GRANT, rollback_prepared, spoken, terminate
+from opsctl.checks.sessions import SESSION_GRANT, spoken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,8 +12,10 @@ from opsctl.cli import (
     demo,
     doctor,
     explain,
+    history,
     incident,
     keygen,
+    metrics,
     prune,
     repository,
     restore,
@@ -62,6 +64,8 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("runbook lint", INCIDENTS, runbook.lint),
     ("runbook test", INCIDENTS, runbook.try_out),
     ("runbook run", INCIDENTS, runbook_run.run),
+    ("history", OPERATION, history.history),
+    ("metrics", OPERATION, metrics.metrics),
     ("demo", OPERATION, demo.demo),
 )
 

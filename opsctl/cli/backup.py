@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.output import Outcome, duration, size
+from opsctl.cli.run_report import concern
 from opsctl.cli.sync import copied_entry, described, synchronise
 from opsctl.errors import ExitCode, OpsctlError, RepositoryUnreachable
 
@@ -38,6 +39,7 @@ def backup(
     Example: [bold]opsctl backup saasdb[/bold]
     """
     names = session.database_names(databases)
+    concern(session, names)
     results: list[dict[str, Any]] = []
     errors: list[OpsctlError] = []
     text: list[str] = []

@@ -16,7 +16,7 @@ from opsctl.cli.session import Options, Session
 from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError
 
 if TYPE_CHECKING:
-    from opsctl.cli.output import Outcome
+    from opsctl.cli.output import Outcome, Run
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The configuration file.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -30,9 +30,6 @@ COMMON = {
     "debug": (DebugOption, False),
 }
 """The options every command takes, with their defaults."""
-
-NOT_REPORTED = frozenset({ExitCode.USAGE, ExitCode.REFUSED, ExitCode.INTERRUPTED})
-"""What is no failure of a backup or a server, hence no business of Sentry."""
 
 PLUGINS = frozenset({"doctor"})
 """Commands a monitoring system runs: their exit code is a verdict, and whatever they could not do is "unknown"."""
@@ -68,6 +65,7 @@ def command(name: str, body: Body, execute: Execute) -> Callable[..., None]:
 
 def run_command(name: str, body: Body, options: Options, arguments: dict[str, Any]) -> int:
     """Run one command to its end: every error becomes a message, a hint and the documented exit code."""
+    from opsctl.cli import run_report
     from opsctl.cli.output import Outcome
 
     session = Session(name, options)
@@ -78,15 +76,19 @@ def run_command(name: str, body: Body, options: Options, arguments: dict[str, An
     except KeyboardInterrupt as error:
         outcome = Outcome(None, error=_interrupted(error))
     except BrokenPipeError:
+        outcome = Outcome(None, error=Interrupted("Nobody read its output to the end.", exit_code=ExitCode.INTERRUPTED))
+        run_report.end(session, outcome, session.run())
         return _closed_pipe()
     return _finish(session, outcome)
 
 
 def outcome_of(session: Session, body: Body, arguments: dict[str, Any]) -> "Outcome":
     """What a command comes to, its errors too; only an interruption, and a reader that left, pass through."""
+    from opsctl.cli import run_report
     from opsctl.cli.output import Outcome
 
     try:
+        run_report.begin(session, arguments)
         return body(session, **arguments)
     except OpsctlError as error:
         return Outcome(None, error=error)
@@ -97,12 +99,19 @@ def outcome_of(session: Session, body: Body, arguments: dict[str, Any]) -> "Outc
 
 
 def _finish(session: Session, outcome: "Outcome") -> int:
-    from opsctl.cli.output import Run
+    """Print how the run ended, then tell others: whoever waits for the result does not wait for them."""
+    from opsctl.cli import run_report
 
-    with suppress(KeyboardInterrupt):
-        _report(session, outcome)
     _as_plugin(session, outcome)
-    run = Run(session.command, session.run_id, session.started_at, session.clock())
+    run = session.run()
+    outcome, code = _print(session, outcome, run)
+    with suppress(KeyboardInterrupt):
+        run_report.end(session, outcome, run)
+    return code
+
+
+def _print(session: Session, outcome: "Outcome", run: "Run") -> tuple["Outcome", int]:
+    """The outcome, and what the program ends with: they differ where nobody read to the end."""
     seconds = (run.finished_at - run.started_at).total_seconds()
     try:
         session.output.stop_progress()
@@ -110,7 +119,7 @@ def _finish(session: Session, outcome: "Outcome") -> int:
         sys.stdout.flush()
         _log_end(session, outcome, seconds)
     except (BrokenPipeError, SystemExit):  # the latter is Rich's word for it
-        return _closed_pipe()
+        return outcome, _closed_pipe()
     except OSError as error:  # a full disk
         _closed_pipe()
         unsaid = OpsctlError(
@@ -121,7 +130,7 @@ def _finish(session: Session, outcome: "Outcome") -> int:
         _as_plugin(session, outcome)
         with suppress(OSError):
             _log_end(session, outcome, seconds)
-    return int(outcome.code)
+    return outcome, int(outcome.code)
 
 
 def _as_plugin(session: Session, outcome: "Outcome") -> None:
@@ -149,35 +158,6 @@ def _log_end(session: Session, outcome: "Outcome", seconds: float) -> None:
         log.info("run.finished", **fields)
     else:
         log.warning("run.finished", **fields)
-
-
-def _report(session: Session, outcome: "Outcome") -> None:
-    """Tell Sentry of a failure, if it is configured."""
-    error = outcome.error
-    if error is None or error.exit_code in NOT_REPORTED:
-        return
-    try:
-        dsn = session.config.sentry_dsn
-        environment = session.config.sentry_environment
-    except OpsctlError:
-        from opsctl.config import environment_dsn
-
-        dsn, environment = environment_dsn(), None  # the configuration itself is what failed
-    if not dsn:
-        return
-    from opsctl.telemetry.sentry import report_failure
-
-    database = str(outcome.fields.get("database", ""))
-    sent = report_failure(
-        error.__cause__ if error.code == "bug" and error.__cause__ else error,
-        dsn=dsn,
-        environment=environment,
-        redactor=session.redactor,
-        tags={"command": session.command, "run_id": session.run_id, "code": error.code, "database": database},
-        fingerprint=["opsctl", session.command, error.code, database],
-    )
-    if not sent:
-        session.log().debug("sentry.unsent")
 
 
 def _bug(session: Session, error: Exception) -> OpsctlError:

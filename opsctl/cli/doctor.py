@@ -85,7 +85,7 @@ def doctor(
         return show(_judged_again(session, saved, checks or []))
     if watch:
         _watch(session, checks or [], interval, show)
-    return show(examine(session, checks or []))
+    return _remembered(session, show(examine(session, checks or [])), checks or [])
 
 
 def choose_output(
@@ -153,7 +153,7 @@ def _renderer(session: "Session", format: str, fail_on: FailOn) -> Callable[["Re
     if format == "junit":
         return lambda found: doctor_formats.as_junit(found, warnings_fail=fail_on == "warn")
     if format == "prometheus":
-        return lambda found: doctor_formats.as_prometheus(found, finished_at=session.clock().timestamp())
+        return lambda found: doctor_formats.as_prometheus(found, at=session.clock())
     return None
 
 
@@ -274,7 +274,7 @@ def _run_scenario(session: "Session", words: list[str], show: Callable[[list["Ch
     from opsctl.cli.runbook import load, problems_of
     from opsctl.cli.runbook_run import run_scenario
 
-    first = show(examine(session, words))
+    first = _remembered(session, show(examine(session, words)), words)
     name = (first.result or {})["verdict"]["scenario"]
     if name is None:
         return first
@@ -288,7 +288,16 @@ def _run_scenario(session: "Session", words: list[str], show: Callable[[list["Ch
         session.output.show(renderable)
     if ran.error is not None:
         session.output.show(f"{ran.error.message} {ran.error.hint or ''}")
-    return show(examine(session, words))
+    return _remembered(session, show(examine(session, words)), words)
+
+
+def _remembered(session: "Session", outcome: Outcome, words: list[str]) -> Outcome:
+    """What was found is what the next run compares with, and what the metrics say until then."""
+    from opsctl.cli.run_report import remember_checks
+
+    if outcome.result is not None:
+        remember_checks(session, outcome.result, is_whole=not words)
+    return outcome
 
 
 def _watch(
@@ -297,7 +306,7 @@ def _watch(
     """Look and print, again and again; a signal ends it."""
     while True:
         started_at, started = session.clock(), time.monotonic()
-        outcome = show(examine(session, words))
+        outcome = _remembered(session, show(examine(session, words)), words)
         if sys.stdout.isatty() and not session.options.json:
             sys.stdout.write("\x1b[H\x1b[2J")
         session.output.finish(Run(session.command, session.run_id, started_at, session.clock()), outcome)

@@ -1,6 +1,7 @@
 """What `doctor` prints for each reader: a person, Nagios, a CI server, Prometheus. JSON is the usual envelope."""
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from textwrap import wrap
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -18,7 +19,6 @@ STYLES: Mapping[Status, str] = {
     "unknown": "magenta",
     "skip": "dim",
 }
-STATES: Mapping[Status, int] = {"ok": 0, "skip": 0, "warn": 1, "crit": 2, "unknown": 3}
 NAGIOS_WORDS: Mapping[Status, str] = {"ok": "OK", "warn": "WARNING", "crit": "CRITICAL", "unknown": "UNKNOWN"}
 TEXT_COLUMNS = 72
 NAGIOS_UNITS = frozenset({"s", "%", "B", "c"})
@@ -139,34 +139,9 @@ def _xml(text: str) -> str:
     )
 
 
-def as_prometheus(found: Report, *, finished_at: float) -> str:
+def as_prometheus(found: Report, *, at: datetime) -> str:
     """Prometheus's text format: a state and, where there is one, a value per check."""
-    lines = [
-        "# HELP opsctl_check_state 0 ok or skipped, 1 warn, 2 crit, 3 unknown.",
-        "# TYPE opsctl_check_state gauge",
-        *(f"opsctl_check_state{_labels(each)} {STATES[each.status]}" for each in found.checks),
-    ]
-    measured = [each for each in found.checks if each.value is not None]
-    if measured:
-        lines += [
-            "# HELP opsctl_check_value What the check measured, in its own unit.",
-            "# TYPE opsctl_check_value gauge",
-            *(f"opsctl_check_value{_labels(each, unit=each.unit or '')} {each.value!r}" for each in measured),
-        ]
-    lines += [
-        "# HELP opsctl_doctor_state The worst state of all.",
-        "# TYPE opsctl_doctor_state gauge",
-        f"opsctl_doctor_state {STATES[found.status]}",
-        "# HELP opsctl_doctor_last_run_timestamp_seconds When the checks were made.",
-        "# TYPE opsctl_doctor_last_run_timestamp_seconds gauge",
-        f"opsctl_doctor_last_run_timestamp_seconds {finished_at:.3f}",
-    ]
-    return "\n".join(lines)
+    from opsctl.telemetry.metrics import CheckFacts, DoctorFacts, render_doctor
 
-
-def _labels(result: CheckResult, **more: str) -> str:
-    labels = {"check": result.id, "target": result.target or "", **more}
-    escaped = {
-        key: value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"") for key, value in labels.items()
-    }
-    return "{" + ",".join(f'{key}="{value}"' for key, value in escaped.items()) + "}"
+    checks = [CheckFacts(each.id, each.target or "", each.status, each.value, each.unit) for each in found.checks]
+    return render_doctor(DoctorFacts(at, found.status, checks)).decode().removesuffix("\n")

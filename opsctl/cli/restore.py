@@ -5,6 +5,7 @@ import typer
 from opsctl.cli.catalog import choose_backup, read_catalog, readable_copy
 from opsctl.cli.output import Outcome, age, duration, size
 from opsctl.cli.roles import create_missing_roles
+from opsctl.cli.run_report import concern
 from opsctl.cli.undo import forget, undo_restore
 from opsctl.errors import ExitCode, NoSuchBackup, Refused, UsageError
 
@@ -106,6 +107,7 @@ def restore(
         accept_unknown_disk=accept_unknown_disk,
     )
     wanted = _asked_for(session, backup, server, into, options, is_configured=to is None)
+    concern(session, [wanted.database])
     planned = wanted.plan(session.clock())
     fields = {"backup_id": backup.id, "database": wanted.database}
     if plan:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.output import Outcome, age, duration, plain_table
+from opsctl.cli.session import parse_since
 from opsctl.errors import ExitCode, Interrupted, ServiceFailed, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ RecreateOption = Annotated[
 YesOption = Annotated[str | None, typer.Option("--yes", metavar="SERVICE", help="Confirm by naming the service.")]
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_red")
-SINCE = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 MISSING = "missing"
 
@@ -149,7 +149,7 @@ def logs(
     if follow:
         session.stream_lines()
     pattern = _pattern(grep)
-    start = _since(since, session.clock()) if since else None
+    start = parse_since(since, session.clock()) if since else None
     found = [service for name in dict.fromkeys(names) for service in session.services.named(name)]
     past = list(read_lines(session.runtime, found, tail=lines, since=start, pattern=pattern))
     shown = _Shown(found)
@@ -197,16 +197,6 @@ def _pattern(grep: str | None) -> "re.Pattern[str] | None":
         raise UsageError(
             f"--grep {grep!r} is not a regular expression: {error}.", hint="For example 'error|timeout'."
         ) from None
-
-
-def _since(text: str, now: datetime) -> datetime:
-    from opsctl.cli.session import parse_time
-
-    match = SINCE.fullmatch(text)
-    if match is None or not text:
-        return parse_time(text)
-    days, hours, minutes, seconds = (int(each or 0) for each in match.groups())
-    return now - timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
 def _line_result(line: "LogLine") -> dict[str, Any]:

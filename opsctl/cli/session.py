@@ -1,8 +1,9 @@
 """What a command works with: everything a run may need, opened when it is first asked for."""
 
+import re
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -21,9 +22,10 @@ from opsctl.errors import (
 )
 
 if TYPE_CHECKING:
-    from opsctl.cli.output import Output
+    from opsctl.cli.output import Output, Run
     from opsctl.config import Config
     from opsctl.encryption import Identities, Recipients
+    from opsctl.history import CheckChange, History
     from opsctl.incident import Incidents
     from opsctl.keys import Keys
     from opsctl.postgres.server import Server
@@ -67,12 +69,26 @@ class Session:
         self.run_id = secrets.token_hex(8)
         self.started_at = self.clock()
         self.redactor: Redactor = within.redactor if within else Redactor()
+        self.check_changes: Sequence[CheckChange] = ()
+        """Which checks have another status than the last time, once doctor has looked."""
+        self.is_event = False
+        """Whether it does something, so that the history and the metrics tell of it."""
+        self.is_recorded = False
+        self.is_warned = False
+        self.unwritten: list[Callable[[History], Any]] = []
+        """What the history could not be told yet, see run_report."""
         self.output: Output = (
             JsonOutput(self.redactor) if options.json else TextOutput(self.redactor, quiet=options.quiet)
         )
 
     def clock(self) -> datetime:
         return datetime.now(UTC)
+
+    def run(self) -> "Run":
+        """The run, if it ends now."""
+        from opsctl.cli.output import Run
+
+        return Run(self.command, self.run_id, self.started_at, self.clock())
 
     @cached_property
     def config(self) -> "Config":
@@ -124,6 +140,19 @@ class Session:
         except OpsctlError:
             return [section]
         return [name for name in found if not is_ours(name) and not any(fnmatchcase(name, each) for each in excluded)]
+
+    @cached_property
+    def history(self) -> "History":
+        """The record of this host's runs."""
+        from opsctl.history import FILE, History
+
+        try:
+            path = self.config.state_path
+        except OpsctlError:  # a configuration that cannot be read stops every backup: that belongs on the record, too
+            from opsctl.config import environment_state_path
+
+            path = environment_state_path()
+        return History(path / FILE, redact=self.redactor.deep)
 
     def server(self, database: str) -> "Server":
         from opsctl.postgres.server import Server
@@ -189,6 +218,12 @@ class Session:
             self.redactor.add(storage.secrets())
             repositories[name] = Repository(name, storage, self._lock_for(name, settings), cache)
         return repositories
+
+    @property
+    def opened_repositories(self) -> "list[Repository]":
+        """The repositories, if this run has had to do with them."""
+        opened: dict[str, Repository] = vars(self).get("repositories", {})
+        return list(opened.values())
 
     def _lock_for(self, name: str, settings: "RepositorySettings") -> timedelta | None:
         """How long a repository's backups are locked: no longer than its retention is sure to keep them."""
@@ -351,3 +386,15 @@ def parse_time(text: str) -> datetime:
             hint="For example 2026-11-23, 2026-11-23T14:00 or 2026-11-23T14:00:00Z.",
         ) from None
     return moment.astimezone(UTC)
+
+
+SINCE = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def parse_since(text: str, now: datetime) -> datetime:
+    """A point in time, or how long ago it is: ``2h30m``, ``7d``."""
+    match = SINCE.fullmatch(text)
+    if match is None or not text:
+        return parse_time(text)
+    days, hours, minutes, seconds = (int(each or 0) for each in match.groups())
+    return now - timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)

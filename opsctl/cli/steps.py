@@ -15,7 +15,7 @@ import typer
 
 from opsctl.cli.boundary import PLUGINS, Body, outcome_of
 from opsctl.cli.session import Options, Session
-from opsctl.errors import ExitCode
+from opsctl.errors import ExitCode, Interrupted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,6 +82,8 @@ def run_opsctl(
     show: Callable[[str], None] = lambda _text: None,
 ) -> "Done":
     """Run an opsctl command as a step of ``session``'s run. ``confirmed`` names what a person confirmed."""
+    from opsctl.cli import run_report
+    from opsctl.cli.output import Outcome
     from opsctl.runbook.programs import Done
 
     try:
@@ -96,11 +98,14 @@ def run_opsctl(
         with _time_limit(timeout_seconds) as is_over:
             outcome = outcome_of(nested, body, arguments)
     except KeyboardInterrupt:
+        stopped = Interrupted("Stopped.", exit_code=ExitCode.INTERRUPTED)
+        run_report.end(nested, Outcome(None, error=stopped), nested.run())
         if not is_over():
             raise
         output.stop_progress()
         message = f"it did not end within {round(timeout_seconds or 0, 1):g} s and was stopped"
         return Done("timed_out", output.text, message=message)
+    run_report.end(nested, outcome, nested.run())
     output.stop_progress()
     for renderable in outcome.text:
         output.show(renderable)

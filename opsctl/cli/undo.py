@@ -1,6 +1,7 @@
 from typing import TYPE_CHECKING, Any
 
 from opsctl.cli.output import Outcome, duration
+from opsctl.cli.run_report import concern
 from opsctl.errors import ExitCode, UsageError
 from opsctl.manifest import format_time
 
@@ -19,6 +20,7 @@ def undo_restore(session: "Session", named: str | None, yes: str | None) -> Outc
     session.output.show(f"Undo: {plan.back} becomes {undo.database} again; the one in its place now is kept aside.")
     for line in _writes_text(plan):
         session.output.show(line)
+    concern(session, [name])
     session.confirm(name, yes, doing="the undo")
     plan, restored = undo.execute(clock=session.clock)
     for warning in restored.warnings:
@@ -48,6 +50,7 @@ def forget(session: "Session", named: str | None, yes: str | None) -> Outcome:
     name = _one_database(session, named)
     undo = undo_of(session, name)
     session.output.show(f"Drop for ever: {', '.join(undo.previous())}")
+    concern(session, [name])
     session.confirm(name, yes, doing="forgetting the previous databases")
     dropped = undo.forget(clock=session.clock)
     result = {"database": name, "forgotten": dropped, "forgotten_at": format_time(session.clock())}

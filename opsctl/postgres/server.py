@@ -149,11 +149,16 @@ class Server:
     def password(self) -> str | None:
         return self.parameters.get("password") or self._defaults.get("password")
 
-    def public_conninfo(self, database: str | None = None) -> str:
-        """A connection string without anything secret: what may stand in an argument list."""
+    def public_conninfo(self, database: str | None = None, *, is_complete: bool = False) -> str:
+        """A connection string without anything secret: what may stand in an argument list.
+
+        ``is_complete`` adds what libpq takes from this environment, for a shell that may have another one.
+        """
         from psycopg.conninfo import make_conninfo
 
         public = {key: value for key, value in self.parameters.items() if key not in SECRET_PARAMETERS}
+        if is_complete:
+            public = {key: self._defaults[key] for key in ("host", "port", "user") if key in self._defaults} | public
         return make_conninfo(**{**public, "dbname": database or self.database})
 
     @contextmanager

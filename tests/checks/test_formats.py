@@ -1,6 +1,7 @@
 """What doctor prints for other programs, read by strict readers of each format."""
 
 import re
+from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -92,12 +93,17 @@ def test_junit(found, warnings_fail):
 
 @given(st.lists(results, max_size=3))
 def test_prometheus(found):
-    """Whatever a check is called and says, each line is a sample or a comment; none has a time of its own."""
-    text = as_prometheus(report(found), finished_at=1e9)
+    """Whatever a check is called and says, each line is a sample or a comment, with no time of its own, and none twice.
+
+    Twice the same labels would cost the reader the whole file.
+    """
+    text = as_prometheus(report(found), at=datetime(2026, 11, 24, tzinfo=UTC))
     samples = [line for line in text.split("\n") if not line.startswith("#")]
 
     for line in samples:
         match = SAMPLE.fullmatch(line)
         assert match, line
         float(match[3])
-    assert len(samples) == 2 * len(found) - sum(each.value is None for each in found) + 2
+    states = {(each.id, each.target) for each in found}
+    values = {(each.id, each.target, each.unit) for each in found if each.value is not None}
+    assert len({line.rpartition(" ")[0] for line in samples}) == len(samples) == len(states) + len(values) + 2

@@ -91,7 +91,8 @@ def test_the_root_blocker_is_named(doctor, saas):
     assert calm.status == "ok"  # nobody has waited for 30 s yet
     assert (found.status, found.code) == ("crit", "blocked")
     assert f"pid {pid} (billing, idle in transaction" in found.message
-    assert found.remedy.command == f'psql -c "select pg_terminate_backend({pid})"'
+    assert found.remedy.command.endswith(f'\' -c "select pg_terminate_backend({pid})"')
+    assert "host=" in found.remedy.command
     assert found.details["waiting"] == 1
     assert "hunter2" not in str(found)
 

@@ -251,6 +251,8 @@ def test_a_bad_migration_is_rolled_back_by_the_shipped_runbook_and_undone(run_op
     listed = {each["id"]: each for each in run_opsctl("list", "--json").json["result"]["backups"]}
     assert listed.keys() == {good, safeguard}  # although one is to be kept: nothing was pruned in between
     assert listed[safeguard]["evidence"]["level"] == "decoded"
+    told = [each["command"] for each in run_opsctl("history", "--json").json["result"]["runs"]]
+    assert {"runbook run", "restore", "verify", "backup"} <= set(told)  # the steps' commands are runs, too
     assert run_opsctl("restore", "--undo", "--yes", "saasdb").returncode == 0
     assert "full_name" not in columns(saas)
 

@@ -235,7 +235,15 @@ def s3(request: pytest.FixtureRequest) -> Service:
 VERSIONED = ["moto-versioned", pytest.param("ceph-versioned", marks=pytest.mark.acceptance)]
 
 
-@pytest.fixture(params=["local", *SERVICES, *VERSIONED])
+PLACES = [
+    "local",
+    "moto",
+    *VERSIONED,
+    *(pytest.param(each, marks=pytest.mark.acceptance) for each in ("rclone", "ceph")),
+]
+
+
+@pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """Each kind of storage in turn."""
     if request.param == "local":

@@ -142,8 +142,6 @@ def entries(repository):
 OFTEN = {
     "a part is reset twice",
     "the second part is refused",
-    "the manifest is refused",
-    "credentials expire in mid-upload",
 }
 """Those of every run; the acceptance run has all."""
 

@@ -13,7 +13,7 @@ from opsctl.storage.local import LocalStorage
 
 pytestmark = pytest.mark.end_to_end
 NEWEST = datetime(2026, 5, 1, 12, tzinfo=UTC)
-MANY = [pytest.param(3, id="3"), pytest.param(12, id="12", marks=[pytest.mark.acceptance, pytest.mark.timeout(600)])]
+MANY = [pytest.param(2, id="2"), pytest.param(12, id="12", marks=[pytest.mark.acceptance, pytest.mark.timeout(600)])]
 
 
 @pytest.fixture

@@ -114,6 +114,7 @@ def test_locked_backups_are_kept_with_their_reason(request, program, service):
         assert kept[first][1] == "kept by no rule"
 
 
+@pytest.mark.acceptance
 def test_a_clock_that_is_far_off(program, moto, proxied, proxy):
     """Nothing is pruned in that repository and everything in the other; backup and prune end with 3 and say so."""
     bucket = moto.new_bucket()

@@ -301,7 +301,9 @@ STAGES = {
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", ["an object is put", *(pytest.param(each, marks=pytest.mark.acceptance) for each in STAGES)]
+)
 def test_a_check_that_is_interrupted_while_it_waits(run_opsctl, moto, proxied, credentials, stage):
     """The service did what it was asked, and Ctrl-C came before it said so: taken back all the same."""
 

@@ -183,6 +183,7 @@ def wait_for_a_part(process, service, bucket):
         assert time.monotonic() < deadline
 
 
+@pytest.mark.acceptance
 def test_killed_in_mid_upload(configure, run, run_opsctl, database, moto, credentials):
     """Never listed as a backup; seen as interrupted while its upload is open, gone with a prune after the grace."""
     database.execute(BIG)

@@ -178,6 +178,7 @@ def test_an_answer_that_breaks_off_is_continued(proxy, proxied, through, direct)
         assert sha256(file.read()).digest() == sha256(data).digest()
 
 
+@pytest.mark.acceptance
 def test_an_answer_that_always_breaks_off(proxy, proxied, through, direct):
     """An error in the end, never a short file."""
     back_up(direct, os.urandom(MIB))
@@ -302,6 +303,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.acceptance
 def test_300_mib_in_bounded_memory(rclone, credentials, tmp_path):
     """Up and down again; the whole process, interpreter and boto3 included, stays below 250 MiB."""
     done = subprocess.run(

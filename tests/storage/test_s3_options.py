@@ -60,6 +60,7 @@ def tls_port(certificate, tmp_path_factory, serving):
         yield port
 
 
+@pytest.mark.acceptance
 def test_a_certificate_authority_of_ones_own(tls_port, certificate, run_opsctl, credentials, saas):
     """With ``ca_bundle`` the service is trusted; without it the run ends with 13 and names the key."""
     endpoint = f"https://127.0.0.1:{tls_port}"

@@ -79,6 +79,7 @@ def caught_up(local, offsite):
         assert offsite.storage.read(entry.key) == local.storage.read(entry.key)
 
 
+@pytest.mark.acceptance
 def test_a_slow_link_beside_a_good_disk(repositories, manifest, proxy, proxied):
     """It drops out once the others have waited enough: slow, not failed; nothing of it stays; it gets its copy then."""
     local, offsite, direct = repositories
