@@ -1,5 +1,7 @@
 """Write what follows from the program: docs/cli.md, docs/checks.md, tables in docs/exit-codes.md and docs/metrics.md.
 
+And copy the runbooks to where the installed program finds them.
+
 Run it with ``make docs``. tests/test_docs.py fails when a page is not what this writes.
 """  # noqa: INP001
 
@@ -18,6 +20,7 @@ from opsctl.cli.app import COMMANDS, app
 from opsctl.cli.boundary import COMMON
 from opsctl.cli.explain import limit_as_text
 from opsctl.errors import OpsctlError
+from opsctl.runbook.files import SHIPPED, shipped
 from opsctl.telemetry.metrics import METRICS
 
 DOCS = Path(__file__).parent
@@ -120,8 +123,10 @@ def _spelling(param: Any) -> str:
 
 
 def _default(param: Any) -> str:
-    is_told = param.default is not None and param.default is not False and not param.is_flag
-    return f" Default: `{param.default}`." if param.param_type_name == "option" and is_told else ""
+    is_told = param.default is not None and param.default is not False
+    return (
+        f" Default: `{param.default}`." if param.param_type_name == "option" and is_told and not param.is_flag else ""
+    )
 
 
 def _cell(text: str) -> str:
@@ -227,6 +232,7 @@ def pages() -> dict[Path, str]:
         DOCS / "checks.md": checks_page(),
         exit_codes: _between(exit_codes.read_text(encoding="utf-8"), BEGIN, error_table()),
         metrics: _between(with_metrics, BEGIN_ALERTS, alerts_table()),
+        **{shipped(language): (DOCS / name).read_text(encoding="utf-8") for language, name in SHIPPED.items()},
     }
 
 

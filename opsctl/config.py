@@ -7,11 +7,13 @@ Searched in this order: ``--config``, ``OPSCTL_CONFIG``, ``./opsctl.toml``, ``$X
 
 import os
 import pwd
+import re
 import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from socket import gethostname
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -34,6 +36,10 @@ from opsctl.settings import (
 DEFAULT_REPOSITORY = "./backups"
 CHILD_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """What a child process needs of our environment, besides libpq's own ``PG*``: no other secret travels along."""
+
+SECRET_NAME = re.compile(r"pass|secret|token|key\b|credential|auth|dsn|private", re.IGNORECASE)
+SHORTEST = 6
+"""A variable with a secret's name and a shorter value (``AUTH=on``) is no secret."""
 
 
 class Environment(BaseSettings):
@@ -73,6 +79,7 @@ class Config:
         self.services = dict(file.services)
         self.schedule = file.schedule
         self.doctor = file.doctor
+        self.runbook = file.runbook
         self.encryption = file.encryption
         self.signing = file.signing
         self.http = {**_endpoints_of(file.services), **file.http}
@@ -166,6 +173,12 @@ class Config:
         file = settings.compose_file and (self.folder / settings.compose_file.expanduser()).absolute()
         return settings.model_copy(update={"compose_file": file})
 
+    @property
+    def runbook_path(self) -> Path | None:
+        """The configured runbook; without one it is the shipped one."""
+        path = self.runbook.path
+        return (self.folder / path.expanduser()).absolute() if path else None
+
     def database_url(self, name: str) -> str:
         """The database's URL: ``direct_url``, else ``url`` or the variable that ``url_env`` names."""
         settings = self.database(name)
@@ -257,6 +270,17 @@ class Config:
         return url.get_secret_value() if url else None
 
     @property
+    def actor(self) -> dict[str, Any]:
+        """Who runs this: the user, who became it through sudo, from which address, on which host."""
+        try:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            user = str(os.geteuid())
+        sudo_user, client = self.variables.get("SUDO_USER"), self.variables.get("SSH_CLIENT")
+        actor = {"user": user, "sudo_user": sudo_user, "client": client and client.split(" ")[0]}
+        return {**{key: value for key, value in actor.items() if value}, "host": gethostname(), "pid": os.getpid()}
+
+    @property
     def search_path(self) -> list[str]:
         """The folders of PATH."""
         return [folder for folder in self.variables.get("PATH", os.defpath).split(os.pathsep) if folder]
@@ -303,6 +327,9 @@ class Config:
             yield from (value.get_secret_value() for value in endpoint.headers.values())
         for name in ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
             yield self.variables.get(name, "")
+        for name, value in self.variables.items():  # those of other programs, which a step or a log may show
+            if SECRET_NAME.search(name) and len(value) >= SHORTEST and not value.startswith("/"):
+                yield value
 
 
 def _endpoints_of(services: Mapping[str, ServiceSettings]) -> dict[str, HttpSettings]:

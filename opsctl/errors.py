@@ -8,12 +8,16 @@ OpsctlError                      1
 ├── RepositoryUnreachable       13   a repository cannot be read or written
 │   └── RemovalRefused          13   something is locked there, or the credentials may not delete
 ├── NoSuchBackup                14   no backup of that name, or none at all
+├── NoSuchIncident              14   no incident of that name, or none that is open
 ├── BackupDamaged               15   stored bytes are not what the manifest says
+├── TimelineChanged             15   an incident's timeline is not what was written
 ├── Refused                     16   a confirmation or a precondition is missing; nothing was changed
 ├── DumpFailed                   1   pg_dump ended with an error, or in the middle
 ├── RestoreFailed                1   pg_restore or a comparison failed; what was created is gone again
 ├── QueryFailed                  1   the server refused a statement
+├── TimelineUnwritable           1   an incident's timeline cannot be written: a full disk, another owner
 ├── ServicesUnreachable          1   Docker does not answer, or not to this user
+├── StepFailed                   1   a step of a runbook failed, or its checks did not become green
 ├── HistoryUnavailable           1   the record of runs cannot be read or written
 ├── ServiceFailed                1   a container is missing, cannot be restarted, or does not become healthy
 └── Interrupted                130   Ctrl-C (130), SIGTERM and SIGHUP (143)
@@ -115,9 +119,19 @@ class NoSuchBackup(OpsctlError):
     code = "no_such_backup"
 
 
+class NoSuchIncident(OpsctlError):
+    exit_code = ExitCode.NO_SUCH_BACKUP
+    code = "no_such_incident"
+
+
 class BackupDamaged(OpsctlError):
     exit_code = ExitCode.BACKUP_DAMAGED
     code = "backup_damaged"
+
+
+class TimelineChanged(OpsctlError):
+    exit_code = ExitCode.BACKUP_DAMAGED
+    code = "timeline_changed"
 
 
 class Refused(OpsctlError):
@@ -141,6 +155,10 @@ class NotPermitted(QueryFailed):
     """A statement refused because the login lacks a right; one kind of QueryFailed, with its word."""
 
 
+class TimelineUnwritable(OpsctlError):
+    code = "timeline_unwritable"
+
+
 class ServicesUnreachable(OpsctlError):
     """``denied``: it is there, but not for this user."""
 
@@ -149,6 +167,10 @@ class ServicesUnreachable(OpsctlError):
     def __init__(self, message: str, *, hint: str | None = None, denied: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.denied = denied
+
+
+class StepFailed(OpsctlError):
+    code = "step_failed"
 
 
 class ServiceFailed(OpsctlError):

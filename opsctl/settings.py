@@ -185,6 +185,15 @@ class DoctorSettings(Settings):
     thresholds: dict[str, ThresholdSettings] = {}
 
 
+class RunbookSettings(Settings):
+    """``[runbook]``: the runbook, and how often a step of it may change something."""
+
+    path: Path | None = None
+    language: Literal["en", "ru"] = "en"
+    budget: Annotated[int, Field(ge=1)] = 3
+    budget_minutes: Annotated[float, Field(gt=0)] = 30
+
+
 class ScheduleSettings(Settings):
     """``[schedule]``: what should run when, as five cron fields; doctor compares it with what did."""
 
@@ -246,6 +255,7 @@ class FileSettings(Settings):
     services: dict[str, ServiceSettings] = {}
     schedule: ScheduleSettings = ScheduleSettings()
     doctor: DoctorSettings = DoctorSettings()
+    runbook: RunbookSettings = RunbookSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     signing: SigningSettings = SigningSettings()
     http: dict[str, HttpSettings] = {}

@@ -33,8 +33,12 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 COMMAND_NAMES = [name for name, _, _ in COMMANDS]
 
 FENCE = re.compile(
-    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?"
+    r"^(?P<fence>```+)(?P<kind>\w*)(?P<verb> [^\n]*)?\n(?P<text>.*?)^(?P=fence)$",
+    re.MULTILINE | re.DOTALL,
 )
+"""A ``verb`` makes a step of a runbook of a block; those are tested in tests/runbook."""
+
 HEADING = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CELL = re.compile(r"^\| (.+?) \|", re.MULTILINE)
@@ -287,7 +291,7 @@ def _write_program(path: Path, script: str) -> None:
 def sh_blocks(path: Path) -> list[str]:
     """The blocks of a page to be run; one that cannot be says why in a comment before it."""
     found = [match for match in FENCE.finditer(path.read_text(encoding="utf-8")) if match["kind"] == "sh"]
-    return [match["text"] for match in found if match["reason"] is None]
+    return [match["text"] for match in found if match["reason"] is None and match["verb"] is None]
 
 
 FIRST_PAGES = {"README.md", "quickstart.md", "repository-format.md"}
@@ -392,6 +396,12 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("services", "services")
     run("logs", "logs", "bot")
     run("restart", "restart", "bot", "--yes", "bot")
+    run("runbook list", "runbook", "list")
+    run("runbook show", "runbook", "show", "bot-is-down")
+    run("runbook show", "runbook", "show")
+    run("runbook lint", "runbook", "lint")
+    run("runbook test", "runbook", "test", "backups")
+    run("runbook run", "runbook", "run", "backups", "--only", "observe")
     (work / "opsctl.toml").write_text(
         '[databases.saasdb]\nurl_env = "DATABASE_URL"\n'
         '[repositories.local]\nurl = "b"\n[repositories.second]\nurl = "c"\n'

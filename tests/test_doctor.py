@@ -146,13 +146,14 @@ def test_watch_at_a_terminal(run_opsctl, database):
 
 
 def test_text_says_the_verdict_first_and_fits_80_columns(run_opsctl):
-    """First the cause, then what to do, then a line per check; nothing but the verdict is wider than 80 columns."""
+    """First the cause, then a remedy, a line per check, the scenario; only the verdict is wider than 80 columns."""
     lines = run_opsctl("doctor", "db", url=UNREACHABLE).stdout.splitlines()
 
     assert lines[0].startswith("CRIT  db.connect (x): Cannot connect")
     assert "Is the server running" in "\n".join(lines)
     assert max(len(line) for line in lines[1:]) <= 80
-    assert lines[-1].startswith("skip    db.")
+    assert lines[-3].startswith("skip    db.")
+    assert lines[-1] == "What to do now:  opsctl runbook run database-does-not-answer"
 
 
 def test_explain(run_opsctl):

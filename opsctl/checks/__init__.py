@@ -82,12 +82,12 @@ def choose_units(
     off, on = set(disabled) - set(wanted), {*enabled, *wanted}
     possible = [unit for unit in units if unit.check.id not in off and (not unit.check.opt_in or unit.check.id in on)]
     for word in wanted:
-        if not any(_is_named(word, unit.check.id, unit.target.name) for unit in possible):
+        if not any(is_named(word, unit.check.id, unit.target.name) for unit in possible):
             raise UsageError(f"There is no check {word!r}.", hint=_nearest(word, {unit.check.id for unit in units}))
     chosen = {
         unit
         for unit in possible
-        if not wanted or any(_is_named(word, unit.check.id, unit.target.name) for word in wanted)
+        if not wanted or any(is_named(word, unit.check.id, unit.target.name) for word in wanted)
     }
     needed = [unit for unit in possible if unit.result is None or unit.result.failed]  # else: not configured
     added = chosen
@@ -104,11 +104,11 @@ def choose_units(
 def choose_results(results: Sequence[CheckResult], wanted: Sequence[str]) -> list[CheckResult]:
     """The same for results there are already. Raises UsageError."""
     for word in wanted:
-        if not any(_is_named(word, each.id, each.target) for each in results):
+        if not any(is_named(word, each.id, each.target) for each in results):
             raise UsageError(
                 f"There is no check {word!r} among them.", hint=_nearest(word, {each.id for each in results})
             )
-    return [each for each in results if not wanted or any(_is_named(word, each.id, each.target) for word in wanted)]
+    return [each for each in results if not wanted or any(is_named(word, each.id, each.target) for word in wanted)]
 
 
 def thresholds_of(
@@ -158,7 +158,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return nearest(word, sorted(known)) or "`opsctl explain` lists them all."
 
 
-def _is_named(word: str, id: str, target: str | None) -> bool:  # noqa: A002 - a check's id
+def is_named(word: str, id: str, target: str | None) -> bool:  # noqa: A002 - a check's id
     at_target = bool(target) and word.endswith(f".{target}")
     return _is_of(id, word) or (at_target and _is_of(id, word.removesuffix(f".{target}")))
 

@@ -7,21 +7,25 @@ import typer
 from opsctl import __version__
 from opsctl.cli import (
     backup,
+    bundle,
     catalog,
     demo,
     doctor,
     explain,
     history,
+    incident,
     keygen,
     metrics,
     prune,
     repository,
     restore,
+    runbook,
+    runbook_run,
     services,
     sync,
     verify,
 )
-from opsctl.cli.boundary import Body, command, run_command
+from opsctl.cli.boundary import Body, Execute, command, run_command
 from opsctl.cli.session import Options, Session
 from opsctl.errors import ExitCode, UsageError
 
@@ -47,12 +51,29 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("services", INCIDENTS, services.services),
     ("logs", INCIDENTS, services.logs),
     ("restart", INCIDENTS, services.restart),
+    ("incident open", INCIDENTS, incident.open_incident),
+    ("incident note", INCIDENTS, incident.note),
+    ("incident list", INCIDENTS, incident.list_incidents),
+    ("incident show", INCIDENTS, incident.show),
+    ("incident verify", INCIDENTS, incident.verify),
+    ("incident export", INCIDENTS, incident.export),
+    ("incident close", INCIDENTS, incident.close),
+    ("bundle", INCIDENTS, bundle.bundle),
+    ("runbook list", INCIDENTS, runbook.list_scenarios),
+    ("runbook show", INCIDENTS, runbook.show),
+    ("runbook lint", INCIDENTS, runbook.lint),
+    ("runbook test", INCIDENTS, runbook.try_out),
+    ("runbook run", INCIDENTS, runbook_run.run),
     ("history", OPERATION, history.history),
     ("metrics", OPERATION, metrics.metrics),
     ("demo", OPERATION, demo.demo),
 )
 
-GROUPS = {"repository": "Look after the places where backups live."}
+GROUPS = {
+    "incident": "Record what happens: timelines whose every byte is accounted for.",
+    "repository": "Look after the places where backups live.",
+    "runbook": "What to do when something is wrong, from a Markdown file that runs.",
+}
 """What the first word of commands of two words stands for."""
 
 HELP = """PostgreSQL backups that are proven, restores that can be undone.
@@ -75,9 +96,6 @@ def _typer(name: str) -> typer.Typer:
     )
 
 
-app = _typer("opsctl")
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"opsctl {__version__}")
@@ -95,7 +113,6 @@ HelpOption = Annotated[
 ]
 
 
-@app.callback(invoke_without_command=True, help=HELP)
 def opsctl(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - its callback does it
@@ -111,7 +128,21 @@ def _show_help_alone(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-def _new_group(name: str, panel: str) -> typer.Typer:
+def new_app(execute: Execute) -> typer.Typer:
+    """The application: every command, run by ``execute``."""
+    application = _typer("opsctl")
+    application.callback(invoke_without_command=True, help=HELP)(opsctl)
+    groups: dict[str, typer.Typer] = {}
+    for name, panel, body in COMMANDS:
+        first, _, second = name.partition(" ")
+        if second and first not in groups:
+            groups[first] = _new_group(application, first, panel)
+        parent = groups[first] if second else application
+        parent.command(second or first, rich_help_panel=None if second else panel)(command(name, body, execute))
+    return application
+
+
+def _new_group(application: typer.Typer, name: str, panel: str) -> typer.Typer:
     """The first word of commands of two: alone it shows what there is, as ``opsctl`` does."""
     group = _typer(name)
 
@@ -119,21 +150,11 @@ def _new_group(name: str, panel: str) -> typer.Typer:
         _show_help_alone(context)
 
     group.callback(invoke_without_command=True, help=GROUPS[name])(alone)
-    app.add_typer(group, rich_help_panel=panel)
+    application.add_typer(group, rich_help_panel=panel)
     return group
 
 
-def _add_commands() -> None:
-    groups: dict[str, typer.Typer] = {}
-    for name, panel, body in COMMANDS:
-        first, _, second = name.partition(" ")
-        if second and first not in groups:
-            groups[first] = _new_group(first, panel)
-        parent = groups[first] if second else app
-        parent.command(second or first, rich_help_panel=None if second else panel)(command(name, body))
-
-
-_add_commands()
+app = new_app(run_command)
 
 
 def run(arguments: list[str]) -> int:
@@ -149,7 +170,7 @@ def run(arguments: list[str]) -> int:
 def _usage_error(arguments: list[str], message: str) -> int:
     """A command line that could not be understood keeps the contract too: one error, a hint, one JSON document."""
     words = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    name = _meant(words)
+    name = meant(words)
     hint = f"`opsctl {name} --help` shows how." if name != "opsctl" else "`opsctl --help` shows how."
 
     def refuse(session: Session) -> NoReturn:
@@ -160,7 +181,7 @@ def _usage_error(arguments: list[str], message: str) -> int:
     return run_command(name, refuse, Options(json="--json" in words), {})
 
 
-def _meant(words: list[str]) -> str:
+def meant(words: list[str]) -> str:
     """The command, or the group of commands, that a command line is about, as far as it can be told."""
     names = {*GROUPS, *(name for name, _, _ in COMMANDS)}
     meant = ""

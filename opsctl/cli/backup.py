@@ -24,11 +24,14 @@ Databases = Annotated[
 NewServer = Annotated[
     bool, typer.Option("--new-server", help="Accept that the server is another one than that of the earlier backups.")
 ]
+NoPrune = Annotated[bool, typer.Option("--no-prune", help="Remove nothing: leave the retention to the next backup.")]
 MAX_CLOCK_SKEW_SECONDS = 300
 """With clocks further apart than this, a backup's age means nothing, and nothing is pruned by it."""
 
 
-def backup(session: "Session", databases: Databases = None, new_server: NewServer = False) -> Outcome:
+def backup(
+    session: "Session", databases: Databases = None, new_server: NewServer = False, no_prune: NoPrune = False
+) -> Outcome:
     """Take a backup of each database, copy what repositories lack, and apply the retention.
 
     Every database has its own outcome: one that fails stops no other.
@@ -60,12 +63,12 @@ def backup(session: "Session", databases: Databases = None, new_server: NewServe
         results.append(_success(taken))
         text += _described(taken)
         text += [f"  {line[0].lower()}{line[1:]}" for line in described(synced)]
-        rotation = _rotate(session, name, taken.clock_skew_seconds, catalogs, unlisted)
+        rotation = _rotate(session, name, taken.clock_skew_seconds, catalogs, unlisted, is_wanted=not no_prune)
         pruned += rotation.removed
         text += [f"  pruned {line.id} from {line.repository}" for line in rotation.removed]
         text += [f"  could not prune {problem}" for problem in rotation.problems]
         text += [f"  {remark}" for remark in rotation.remarks]
-        forgotten = _forget(session, name)
+        forgotten = [] if no_prune else _forget(session, name)
         text += [f"  dropped {each}, put aside by a restore (keep_previous)" for each in forgotten]
         attention = attention or bool(taken.failures or synced.failures or rotation.problems or taken.needs_attention)
     result = {
@@ -194,8 +197,12 @@ def _rotate(
     clock_skew_seconds: float,
     catalogs: "dict[str, Catalog]",
     unlisted: "dict[str, RepositoryUnreachable]",
+    *,
+    is_wanted: bool,
 ) -> _Rotation:
     """Apply each repository's retention to this database; rotation never fails a backup that was taken."""
+    if not is_wanted:
+        return _Rotation()
     from opsctl.prune import execute, plan, sparing_locked, without_skewed
     from opsctl.repository import CLOCK_LIMIT
 

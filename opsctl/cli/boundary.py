@@ -39,8 +39,12 @@ RUN_AGAIN = "What was begun is cleaned up; run it again."
 Body = Callable[..., "Outcome"]
 
 
-def command(name: str, body: Body) -> Callable[..., None]:
-    """``body(session, …) -> Outcome`` as a function for Typer, with the common options, inside the error boundary."""
+Execute = Callable[[str, Body, Options, dict[str, Any]], int]
+"""How a command is run once its words are understood; the exit code."""
+
+
+def command(name: str, body: Body, execute: Execute) -> Callable[..., None]:
+    """``body(session, …) -> Outcome`` as a function for Typer, with the common options, run by ``execute``."""
     signature = inspect.signature(body)
     own = list(signature.parameters.values())[1:]
     common = [
@@ -51,7 +55,7 @@ def command(name: str, body: Body) -> Callable[..., None]:
 
     def run(**arguments: Any) -> None:
         options = Options(**{key: arguments.pop(key) for key in COMMON})
-        raise typer.Exit(run_command(name, body, options, arguments))
+        raise typer.Exit(execute(name, body, options, arguments))
 
     run.__doc__ = body.__doc__
     run.__name__ = body.__name__
@@ -68,19 +72,30 @@ def run_command(name: str, body: Body, options: Options, arguments: dict[str, An
     session.configure_logs()
     _handle_signals()
     try:
-        run_report.begin(session, arguments)
-        outcome = body(session, **arguments)
-    except OpsctlError as error:
-        outcome = Outcome(None, error=error)
+        outcome = outcome_of(session, body, arguments)
     except KeyboardInterrupt as error:
         outcome = Outcome(None, error=_interrupted(error))
     except BrokenPipeError:
         outcome = Outcome(None, error=Interrupted("Nobody read its output to the end.", exit_code=ExitCode.INTERRUPTED))
         run_report.end(session, outcome, session.run())
         return _closed_pipe()
-    except Exception as error:  # noqa: BLE001 - the boundary: whatever is left is a bug of ours
-        outcome = Outcome(None, error=_bug(session, error))
     return _finish(session, outcome)
+
+
+def outcome_of(session: Session, body: Body, arguments: dict[str, Any]) -> "Outcome":
+    """What a command comes to, its errors too; only an interruption, and a reader that left, pass through."""
+    from opsctl.cli import run_report
+    from opsctl.cli.output import Outcome
+
+    try:
+        run_report.begin(session, arguments)
+        return body(session, **arguments)
+    except OpsctlError as error:
+        return Outcome(None, error=error)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever is left is a bug of ours
+        return Outcome(None, error=_bug(session, error))
 
 
 def _finish(session: Session, outcome: "Outcome") -> int:

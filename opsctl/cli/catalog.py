@@ -101,7 +101,7 @@ def list_backups(session: "Session", database: OptionalDatabase = None) -> Outco
     catalog = read_catalog(session, [database] if database else None)
     now = session.clock()
     result = {
-        "backups": [_entry(backup) for backup in catalog.backups],
+        "backups": [entry(backup) for backup in catalog.backups],
         "incomplete": [
             {
                 "id": each.id,
@@ -125,7 +125,7 @@ def list_backups(session: "Session", database: OptionalDatabase = None) -> Outco
     return Outcome(result, text, ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE)
 
 
-def _entry(backup: "Backup") -> dict[str, Any]:
+def entry(backup: "Backup") -> dict[str, Any]:
     proven = backup.proven
     return {
         "id": backup.id,
@@ -184,7 +184,7 @@ def show(session: "Session", backup_id: BackupId) -> Outcome:
 
     backup = choose_backup(session, backup_id)
     manifest = backup.manifest
-    result = {**_entry(backup), "manifest": jsonable(asdict(manifest))}
+    result = {**entry(backup), "manifest": jsonable(asdict(manifest))}
     return Outcome(result, _details(backup), fields={"backup_id": backup.id, "database": backup.database})
 
 

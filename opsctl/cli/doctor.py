@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import sys
 import time
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from opsctl.cli.output import JsonOutput, Outcome, Output, Run
-from opsctl.errors import DoctorExit, OpsctlError, UsageError
+from opsctl.errors import ConfigurationError, DoctorExit, OpsctlError, UsageError
 
 if TYPE_CHECKING:
     from opsctl.checks.check import CheckResult, Thresholds
@@ -23,6 +25,9 @@ Format = Literal["text", "json", "nagios", "junit", "prometheus"]
 FailOn = Literal["warn", "crit"]
 
 LISTING_SECONDS = 4
+INPUT_BYTES = 64 * 1024 * 1024
+MAGIC = b"\x1f\x8b"
+"""How a tar.gz begins; JSON does not."""
 
 CheckWords = Annotated[
     list[str] | None,
@@ -38,7 +43,10 @@ FailOnOption = Annotated[
 ]
 InputOption = Annotated[
     Path | None,
-    typer.Option("--input", metavar="FILE", help="Judge what --json saved, instead of looking; - is stdin."),
+    typer.Option("--input", metavar="FILE", help="Judge what --json saved, or a bundle, not what is now; - is stdin."),
+]
+RunOption = Annotated[
+    bool, typer.Option("--run", help="On a terminal: run the scenario for the cause, then look again.")
 ]
 
 
@@ -50,26 +58,34 @@ def doctor(
     interval: IntervalOption = 5,
     fail_on: FailOnOption = "warn",
     saved: InputOption = None,
+    run: RunOption = False,
 ) -> Outcome:
     """Examine the databases and what they need: one verdict, one cause, and what to do about it.
 
     Ends with 0 ok, 1 warn, 2 crit, 3 unknown; also 3 when doctor itself could not run. What depends on something that
-    failed is skipped.
+    failed is skipped. What is wrong comes with the runbook's scenario for it.
 
     Example: [bold]opsctl doctor db --fail-on crit[/bold]
     """
     choose_output(session, format, watch=watch, fail_on=fail_on)
 
     def show(results: list["CheckResult"]) -> Outcome:
-        return _outcome(session, results, format, fail_on)
+        return _outcome(session, _with_scenarios(session, results), format, fail_on)
 
+    if run:
+        if watch or saved is not None or format != "text" or not session.is_interactive:
+            raise UsageError(
+                "--run is for a person at a terminal.",
+                hint="`opsctl runbook run SCENARIO --confirm STEP` runs without one; verdict.scenario names it.",
+            )
+        return _run_scenario(session, checks or [], show)
     if saved is not None:
         if watch:
             raise UsageError("--input judges what was saved once.", hint="Leave out --watch.")
         return show(_judged_again(session, saved, checks or []))
     if watch:
         _watch(session, checks or [], interval, show)
-    return _remembered(session, show(_examine(session, checks or [])), checks or [])
+    return _remembered(session, show(examine(session, checks or [])), checks or [])
 
 
 def choose_output(
@@ -141,17 +157,17 @@ def _renderer(session: "Session", format: str, fail_on: FailOn) -> Callable[["Re
     return None
 
 
-def _examine(session: "Session", words: list[str]) -> list["CheckResult"]:
+def examine(session: "Session", words: list[str]) -> list["CheckResult"]:
     from opsctl.checks import all_checks, choose_units
     from opsctl.checks.run import list_units, run_checks
 
-    scope, settings = _scope(session), session.config.doctor
+    scope, settings = scope_of(session), session.config.doctor
     units = list_units(all_checks(session.config), scope, _thresholds(session))
     chosen = choose_units(units, words, disabled=settings.disabled, enabled=settings.enabled)
     return run_checks(chosen, scope)
 
 
-def _scope(session: "Session") -> "Scope":
+def scope_of(session: "Session") -> "Scope":
     from opsctl.checks.samples import Samples
     from opsctl.checks.scope import Scope
 
@@ -196,13 +212,33 @@ def _judged_again(session: "Session", path: Path, words: list[str]) -> list["Che
     from opsctl.checks.report import from_document, judge_again
 
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        document = json.loads(text)
+        with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
+            data = file.read(INPUT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.", hint="--input FILE, or - for stdin.") from error
-    except ValueError:
-        document = None  # said below, as for any other document
+    if len(data) > INPUT_BYTES:
+        raise UsageError(
+            f"{path} is longer than {INPUT_BYTES} bytes.", hint="That is no report of doctor, nor a bundle."
+        )
+    document = _parsed(_of_bundle(data) if data.startswith(MAGIC) else data)
     return choose_results(judge_again(from_document(document), _thresholds(session)), words)
+
+
+def _of_bundle(data: bytes) -> bytes:
+    """Doctor's report in a bundle."""
+    from opsctl.bundle import read_bundle
+
+    members = read_bundle(io.BytesIO(data))
+    if "doctor.json" not in members:
+        raise UsageError("This bundle has no report of doctor.", hint="Its manifest says why, under missing.")
+    return members["doctor.json"]
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None  # said later, as for any other document
 
 
 def _outcome(session: "Session", results: list["CheckResult"], format: str, fail_on: FailOn) -> Outcome:  # noqa: A002
@@ -221,6 +257,40 @@ def _outcome(session: "Session", results: list["CheckResult"], format: str, fail
     return Outcome(document, text, code, fields={"status": found.status, **({"cause": cause} if cause else {})})
 
 
+def _with_scenarios(session: "Session", results: list["CheckResult"]) -> list["CheckResult"]:
+    """What is not well, with the runbook's scenario for it. A runbook that cannot be read keeps nobody from looking."""
+    from opsctl.cli.runbook import load
+    from opsctl.runbook.triggers import with_scenarios
+
+    try:
+        return with_scenarios(results, load(session))
+    except ConfigurationError as error:
+        session.log().warning("runbook.unread", message=error.message)
+        return results
+
+
+def _run_scenario(session: "Session", words: list[str], show: Callable[[list["CheckResult"]], Outcome]) -> Outcome:
+    """Look, run the scenario for the cause, look again: the second verdict is the result."""
+    from opsctl.cli.runbook import load, problems_of
+    from opsctl.cli.runbook_run import run_scenario
+
+    first = _remembered(session, show(examine(session, words)), words)
+    name = (first.result or {})["verdict"]["scenario"]
+    if name is None:
+        return first
+    for renderable in first.text:
+        session.output.show(renderable)
+    runbook = load(session)
+    scenario = runbook.scenario(name)
+    runbook.require_sound(scenario, problems_of(session, runbook))
+    ran = run_scenario(session, runbook, scenario, confirm=[])
+    for renderable in ran.text:
+        session.output.show(renderable)
+    if ran.error is not None:
+        session.output.show(f"{ran.error.message} {ran.error.hint or ''}")
+    return _remembered(session, show(examine(session, words)), words)
+
+
 def _remembered(session: "Session", outcome: Outcome, words: list[str]) -> Outcome:
     """What was found is what the next run compares with, and what the metrics say until then."""
     from opsctl.cli.run_report import remember_checks
@@ -236,7 +306,7 @@ def _watch(
     """Look and print, again and again; a signal ends it."""
     while True:
         started_at, started = session.clock(), time.monotonic()
-        outcome = _remembered(session, show(_examine(session, words)), words)
+        outcome = _remembered(session, show(examine(session, words)), words)
         if sys.stdout.isatty() and not session.options.json:
             sys.stdout.write("\x1b[H\x1b[2J")
         session.output.finish(Run(session.command, session.run_id, started_at, session.clock()), outcome)

@@ -35,11 +35,14 @@ def as_text(found: Report) -> list["RenderableType"]:
     for each in found.checks:
         if each.status not in {"ok", "skip"}:
             lines += ["", Text.assemble((f"{each.status:7}", STYLES[each.status]), " ", (each.name, "bold"))]
-            lines += [Text(f"        {line}", style=style) for line, style in _explained(each)]
-    return [*lines, "", _table(found)]
+            lines += [Text(f"        {line}", style=style) for line, style in _explained(each, found.verdict.scenario)]
+    lines += ["", _table(found)]
+    if found.verdict.scenario:
+        lines += ["", Text.assemble("What to do now:  ", (f"opsctl runbook run {found.verdict.scenario}", "bold cyan"))]
+    return lines
 
 
-def _explained(result: CheckResult) -> Iterator[tuple[str, str]]:
+def _explained(result: CheckResult, told_at_the_end: str | None) -> Iterator[tuple[str, str]]:
     """Lines with their style, 80 columns wide with the margin; a command stays whole."""
     yield from ((line, "") for line in wrap(result.message, TEXT_COLUMNS))
     remedy = result.remedy
@@ -47,7 +50,7 @@ def _explained(result: CheckResult) -> Iterator[tuple[str, str]]:
         yield from ((line, "italic") for line in wrap(remedy.text, TEXT_COLUMNS))
         if remedy.command:
             yield f"$ {remedy.command}", "cyan"
-        if remedy.scenario:
+        if remedy.scenario not in {None, told_at_the_end}:
             yield f"$ opsctl runbook run {remedy.scenario}", "cyan"
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from opsctl.config import Config
     from opsctl.encryption import Identities, Recipients
     from opsctl.history import CheckChange, History
+    from opsctl.incident import Incidents
     from opsctl.keys import Keys
     from opsctl.postgres.server import Server
     from opsctl.postgres.tools import Tools
@@ -49,15 +50,25 @@ class Options:
 class Session:
     """What a command works with; everything is opened when it is first asked for."""
 
-    def __init__(self, command: str, options: Options) -> None:
+    def __init__(
+        self,
+        command: str,
+        options: Options,
+        *,
+        within: "Session | None" = None,
+        is_confirmed: Callable[[str], bool] | None = None,
+    ) -> None:
+        """``within`` is the run this one is a step of; ``is_confirmed`` tells what a person has confirmed there."""
         from opsctl.cli.output import JsonOutput, TextOutput
         from opsctl.telemetry.redact import Redactor
 
         self.command = command
         self.options = options
+        self._within = within
+        self._is_confirmed = is_confirmed
         self.run_id = secrets.token_hex(8)
         self.started_at = self.clock()
-        self.redactor = Redactor()
+        self.redactor: Redactor = within.redactor if within else Redactor()
         self.check_changes: Sequence[CheckChange] = ()
         """Which checks have another status than the last time, once doctor has looked."""
         self.is_event = False
@@ -84,6 +95,8 @@ class Session:
         """The configuration; from here on the redactor knows its secrets."""
         from opsctl.config import load_config
 
+        if self._within is not None and self.options.config is None:
+            return self._within.config
         config = load_config(self.options.config)
         names = {*config.databases, *config.repositories, *config.services, "postgres"}
         self.redactor.except_for(names)
@@ -310,6 +323,14 @@ class Session:
 
         return Services(self.runtime, self.config.services, learn_secrets=self.redactor.add)
 
+    @cached_property
+    def incidents(self) -> "Incidents":
+        """The incidents of this host; every line of theirs says who is at work here."""
+        from opsctl.incident import Incidents
+
+        actor = {**self.config.actor, "run_id": self.run_id}
+        return Incidents(self.config.state_path / "incidents", self.redactor, self.clock, actor)
+
     def stream_lines(self) -> None:
         """From here on the result is printed line by line; with ``--json`` as JSON lines."""
         from opsctl.cli.output import JsonLinesOutput
@@ -333,6 +354,13 @@ class Session:
 
     def confirm(self, name: str, yes: str | None, *, doing: str) -> None:
         """Go on only if a person, or ``--yes``, names what will be changed. Raises Refused."""
+        if yes is None and self._is_confirmed is not None:
+            if self._is_confirmed(name):
+                return
+            raise Refused(
+                f"{doing.capitalize()} concerns {name!r}, which is not what was confirmed.",
+                hint="Correct the target= of the runbook's step.",
+            )
         if yes is not None:
             if yes == name:
                 return

@@ -28,6 +28,15 @@ BLOCKED = f"""
            coalesce(left(b.query, {QUERY_CHARACTERS}), '')
     from waiting w left join pg_stat_activity b on b.pid = any(w.blockers)"""
 
+ACTIVITY = f"""
+    select pid, coalesce(application_name, ''), coalesce(usename, ''), coalesce(datname, ''), coalesce(state, ''),
+           extract(epoch from clock_timestamp() - coalesce(xact_start, query_start))::float8,
+           coalesce(left(query, {QUERY_CHARACTERS}), ''), coalesce(wait_event_type || ': ' || wait_event, ''),
+           coalesce(host(client_addr), '')
+    from pg_stat_activity
+    where pid <> pg_backend_pid() and backend_type = 'client backend'
+    order by state = 'idle', xact_start nulls last, query_start limit %s"""
+
 PREPARED = """
     select 0, '', p.owner, p.database, 'prepared', extract(epoch from clock_timestamp() - p.prepared)::float8, '', p.gid
     from pg_prepared_xacts p
@@ -69,6 +78,21 @@ class Blocker:
 
 
 @dataclass(frozen=True)
+class Activity:
+    """What one client session does."""
+
+    pid: int
+    application_name: str
+    user: str
+    database: str
+    state: str
+    transaction_seconds: float | None
+    query: str
+    waits_for: str
+    client: str
+
+
+@dataclass(frozen=True)
 class Blocked:
     """``waiting`` sessions, the longest of them for ``longest_seconds``; the ``roots`` wait for nobody themselves."""
 
@@ -87,6 +111,12 @@ def _blocker(row: tuple[Any, ...]) -> Blocker:
     return Blocker(pid, application_name, user, database, state, seconds, without_literals(query))
 
 
+def _activity(row: tuple[Any, ...]) -> Activity:
+    pid, application_name, user, database, state, seconds, query, waits_for, client = row
+    shown = without_literals(query)
+    return Activity(pid, application_name, user, database, state, seconds, shown, waits_for, client)
+
+
 @mapped_errors()
 def read_connections(connection: "Connection") -> Connections:
     used, available, idle = one(
@@ -98,6 +128,13 @@ def read_connections(connection: "Connection") -> Connections:
            from pg_stat_activity where pid <> pg_backend_pid()""",
     )
     return Connections(used, available, idle)
+
+
+@mapped_errors()
+def read_activity(connection: "Connection", limit: int) -> list[Activity]:
+    """The client sessions of the whole server, those with the longest transactions first, at most ``limit``."""
+    found = rows(connection, ACTIVITY, (limit,))
+    return [_activity(row) for row in found]
 
 
 @mapped_errors()

@@ -16,11 +16,17 @@ from opsctl.manifest import format_time
 
 @dataclass(frozen=True)
 class RestartBudget:
-    """At most ``limit`` restarts of a service within ``window``, remembered in a file of the state folder."""
+    """At most ``limit`` restarts of a service within ``window``, remembered in a file of the state folder.
+
+    ``done`` and ``again`` are the words for what else is limited so: a step of a runbook.
+    """
 
     path: Path
     limit: int
     window: timedelta
+    done: str = "restarted"
+    again: str = "restart"
+    allowance: str = "restart_budget"
 
     def check(self, service: str, now: datetime) -> None:
         """Raises Refused when the budget is spent."""
@@ -49,9 +55,10 @@ class RestartBudget:
         minutes = self.window.total_seconds() / 60
         free_at = format_time(min(recent) + self.window)
         raise Refused(
-            f"{service} was restarted {len(recent)} times in the last {minutes:g} minutes; another restart will not"
-            " help.",
-            hint=f"Look at its logs first. The next restart is allowed at {free_at}; restart_budget allows more.",
+            f"{service} was {self.done} {len(recent)} times in the last {minutes:g} minutes; another {self.again} will"
+            " not help.",
+            hint=f"Look at its logs first. The next {self.again} is allowed at {free_at};"
+            f" {self.allowance} allows more.",
         )
 
     @contextmanager
