@@ -312,6 +312,7 @@ def test_restoring_by_hand_brings_every_row_back(shell: Shell, saasdb: Any) -> N
 # What --json prints
 
 OPAQUE = {"checks[].details", "result", "manifest", "plan.properties", "steps[].result", "backups[].error"}
+OPAQUE |= {"timeline[].fields", "timeline[].actor", "event.fields", "event.actor"}
 """Keys whose inside is documented elsewhere."""
 
 
@@ -374,6 +375,18 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("services", "services")
     run("logs", "logs", "bot")
     run("restart", "restart", "bot", "--yes", "bot")
+    run("incident open", "incident", "open", "API answers 502")
+    run("incident note", "incident", "note", "switched", "--moment", "mitigated")
+    run("incident show", "incident", "export")
+    run("incident export", "incident", "export", "-o", "postmortem.md")
+    run("incident list", "incident", "list")
+    run("incident close", "incident", "close", "--no-checks")
+    run("bundle", "bundle", "latest")
+    [timeline] = (run_opsctl.state / "incidents").glob("*.jsonl")  # type: ignore[attr-defined]
+    last = timeline.read_bytes().count(b"\n")
+    timeline.write_bytes(timeline.read_bytes().replace(b"switched", b"SWITCHED") + b'{"seq":%d,"at":"' % (last + 1))
+    run("incident show", "incident", "show")
+    run("incident verify", "incident", "verify")
     (work / "opsctl.toml").write_text(
         '[databases.saasdb]\nurl_env = "DATABASE_URL"\n'
         '[repositories.local]\nurl = "b"\n[repositories.second]\nurl = "c"\n'
