@@ -16,7 +16,7 @@ from pydantic import (  # noqa: TID253
 )
 
 from opsctl.errors import ConfigurationError
-from opsctl.settings_telemetry import SentrySettings
+from opsctl.settings_telemetry import HeartbeatSettings, NotifySettings, SentrySettings
 from opsctl.settings_types import (
     CommandLine,
     Count,
@@ -252,6 +252,8 @@ class FileSettings(Settings):
     tls: dict[str, TlsSettings] = {}
     checks: tuple[OwnCheckSettings, ...] = ()
     sentry: SentrySettings = SentrySettings()
+    heartbeats: HeartbeatSettings = HeartbeatSettings()
+    notify: NotifySettings = NotifySettings()
     state: StateSettings = StateSettings()
 
 

@@ -77,7 +77,7 @@ def test_one_event_per_failure(run_opsctl, sentry):
     (event,) = sentry.events
     tags = {"command": "backup", "code": "database_unreachable", "run_id": run.json["run_id"], "database": "app"}
     assert tags.items() <= event["tags"].items()
-    assert event["fingerprint"] == ["opsctl", "backup", "database_unreachable", "app"]
+    assert event["fingerprint"] == ["opsctl", "backup", "database_unreachable/refused", "app"]
     assert event["release"] == f"opsctl@{opsctl.__version__}"
     assert event["environment"] == "production"
     assert event["level"] == "error"
