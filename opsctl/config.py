@@ -262,10 +262,11 @@ class Config:
             return self.sentry.dsn.get_secret_value() or None
         return self.variables.get(self.sentry.dsn_env) or None
 
-    def heartbeat_url(self, command: str) -> str | None:
-        """The address that is told how a command ends, if there is one."""
-        url = getattr(self._heartbeats, command, None)
-        return url.get_secret_value() if url else None
+    @property
+    def heartbeat_urls(self) -> dict[str, str]:
+        """The addresses that are told how a command ends, by the command."""
+        given: Iterator[tuple[str, SecretStr | None]] = iter(self._heartbeats)
+        return {command: url.get_secret_value() for command, url in given if url}
 
     @property
     def notify_urls(self) -> list[str]:
@@ -279,8 +280,7 @@ class Config:
     @property
     def _file_endpoints(self) -> list[str]:
         """Addresses in the file of which a part is secret: whoever knows them can write there."""
-        heartbeats = [url for command in type(self._heartbeats).model_fields if (url := self.heartbeat_url(command))]
-        return [*heartbeats, *(url.get_secret_value() for url in self.notify.urls)]
+        return [*self.heartbeat_urls.values(), *(url.get_secret_value() for url in self.notify.urls)]
 
     @property
     def child_environment(self) -> dict[str, str]:

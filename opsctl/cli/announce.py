@@ -76,7 +76,7 @@ class Announcer:
         from opsctl.telemetry.delivery import run_uuid
         from opsctl.telemetry.heartbeat import Heartbeat
 
-        url = self._session.config.heartbeat_url(self._command)
+        url = self._session.config.heartbeat_urls.get(self._command)
         return Heartbeat(url, run_uuid=run_uuid(self._session.run_id)) if url else None
 
     def _ping_start(self) -> None:

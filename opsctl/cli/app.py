@@ -13,6 +13,7 @@ from opsctl.cli import (
     explain,
     history,
     keygen,
+    notify,
     prune,
     repository,
     restore,
@@ -47,10 +48,14 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("logs", INCIDENTS, services.logs),
     ("restart", INCIDENTS, services.restart),
     ("history", OPERATION, history.history),
+    ("notify test", OPERATION, notify.test),
     ("demo", OPERATION, demo.demo),
 )
 
-GROUPS = {"repository": "Look after the places where backups live."}
+GROUPS = {
+    "repository": "Look after the places where backups live.",
+    "notify": "Look after who is told of failures.",
+}
 """What the first word of commands of two words stands for."""
 
 HELP = """PostgreSQL backups that are proven, restores that can be undone.

@@ -180,6 +180,11 @@ class Sentry:
             left = self._transport.give_up()
         return not left
 
+    def answer(self, seconds: float) -> str | None:
+        """Why what was said last did not arrive, or None; after so long at most."""
+        self._transport.flush(seconds)
+        return "no answer in time" if self._transport.give_up() else self._transport.problem
+
     def _capture(
         self,
         event: Any,

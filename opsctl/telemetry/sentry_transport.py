@@ -50,7 +50,8 @@ class SpoolingTransport(Transport):
         self._sender = Sender()
         self._open: list[_Letter] = []
         self._opening = Lock()
-        self._answers = True
+        self.problem: str | None = None
+        """Why the last one was not taken."""
 
     def capture_envelope(self, envelope: Envelope) -> None:
         kinds = {item.type for item in envelope.items}
@@ -106,7 +107,7 @@ class SpoolingTransport(Transport):
                 self._spool.put(letter.data, now=self._clock(), until=letter.until)
 
     def _deliver_spooled(self) -> None:
-        if not self._answers:
+        if self.problem is not None:
             return
         self._spool.deliver(self._send, now=self._clock(), go_on=lambda: not self._open)
         if self._open and self._spool.waiting():
@@ -118,12 +119,12 @@ class SpoolingTransport(Transport):
         try:
             url = auth.get_api_url(EndpointType.ENVELOPE)
             status = post(url, self._stamped(envelope), headers=headers, timeout_seconds=TIMEOUT_SECONDS)
-        except Undelivered:
-            status = 0
-        self._answers = 200 <= status < 300 or status in REFUSED
-        if status in REFUSED:
-            return Fate.REFUSED
-        return Fate.SENT if self._answers else Fate.UNSENT
+        except Undelivered as error:
+            self.problem = str(error)
+            return Fate.UNSENT
+        is_taken = 200 <= status < 300
+        self.problem = None if is_taken else f"it answered {status}"
+        return Fate.SENT if is_taken else Fate.REFUSED if status in REFUSED else Fate.UNSENT
 
     def _stamped(self, envelope: bytes) -> bytes:
         """With the time it is sent at.
