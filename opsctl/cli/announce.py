@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 SCHEDULED = frozenset({"backup", "drill", "doctor", "verify", "prune", "sync"})
 """What runs by itself and asks nobody: of these a refusal is a failure, too."""
 
-NO_FAILURES = frozenset({ExitCode.USAGE, ExitCode.REFUSED, ExitCode.INTERRUPTED})
-"""What is no failure of a backup or a server, when a person typed it."""
+NO_FAILURES = frozenset({"usage", "refused"})
+"""Errors that are no failure of a backup or a server, when a person typed the command."""
 
 
 class Announcer:
@@ -42,7 +42,7 @@ class Announcer:
 
     def begin(self) -> None:
         """Say that a scheduled run has begun; in the background."""
-        if not self._is_scheduled:
+        if not (self._is_scheduled and self._session.is_announced):
             return
         self._guard("heartbeat", self._ping_start)
         self._guard("sentry", self._check_in_start)
@@ -217,7 +217,9 @@ class Announcer:
         return [Span(label, began, ended) for (label, began), (_, ended) in pairwise(phases)]
 
     def _is_failure(self, error: OpsctlError) -> bool:
-        return error.exit_code not in NO_FAILURES or (self._is_scheduled and error.exit_code is ExitCode.REFUSED)
+        if error.exit_code is ExitCode.INTERRUPTED:
+            return False
+        return error.code not in NO_FAILURES or (self._is_scheduled and error.code == "refused")
 
     def _wait(self) -> None:
         from opsctl.telemetry.sentry import FLUSH_SECONDS

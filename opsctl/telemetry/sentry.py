@@ -246,8 +246,6 @@ class Sentry:
             include_local_variables=False,
             include_source_context=False,
             send_client_reports=False,
-            send_default_pii=False,
-            max_request_body_size="never",
         )
 
 

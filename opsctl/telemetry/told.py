@@ -31,11 +31,12 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Known:
-    """A trouble as it is remembered. ``told_at`` is None until somebody was told."""
+    """A trouble as it is remembered. ``told`` is the cause people know of; None until somebody was told."""
 
     cause: str
     subject: str
     since: str
+    told: str | None = None
     told_at: str | None = None
 
 
@@ -63,11 +64,11 @@ def news(
     new, again = [], []
     for trouble in troubles:
         before = known.get(trouble.key)
-        if before is None or before.told_at is None or before.cause != trouble.cause:
+        if before is None or before.told_at is None or before.told != trouble.cause:
             new.append(trouble)
         elif now - datetime.fromisoformat(before.told_at) >= repeat_after:
             again.append((trouble, datetime.fromisoformat(before.since)))
-    over = tuple(before for key, before in known.items() if key in well and before.told_at is not None)
+    over = tuple(before for key, before in known.items() if key in well and before.told is not None)
     return News(tuple(new), tuple(again), over)
 
 
@@ -76,13 +77,13 @@ def remembered(
 ) -> dict[str, Known]:
     """What is known after a run that looked at ``troubles`` and ``well`` and of which ``told`` has arrived."""
     at = format_time(now)
-    after = {key: each for key, each in known.items() if key not in well or (each.told_at and each not in told.over)}
+    after = {key: each for key, each in known.items() if key not in well or (each.told and each not in told.over)}
     arrived = {trouble.key for trouble in (*told.new, *(trouble for trouble, _ in told.again))}
     for trouble in troubles:
-        before = known.get(trouble.key)
-        same = before if before is not None and before.cause == trouble.cause else None
-        entry = replace(same, subject=trouble.subject) if same else Known(trouble.cause, trouble.subject, since=at)
-        after[trouble.key] = replace(entry, told_at=at) if trouble.key in arrived else entry
+        before = known.get(trouble.key) or Known("", "", at)
+        since = before.since if before.cause == trouble.cause else at
+        entry = replace(before, cause=trouble.cause, subject=trouble.subject, since=since)
+        after[trouble.key] = replace(entry, told=trouble.cause, told_at=at) if trouble.key in arrived else entry
     return after
 
 
