@@ -38,26 +38,31 @@ class Announcer:
     def __init__(self, session: "Session") -> None:
         self._session = session
         self._command = session.command
+        self._has_begun = False
         self._is_scheduled = session.command in SCHEDULED and not session.is_attended
 
     def begin(self) -> None:
         """Say that a scheduled run has begun; in the background."""
-        if not (self._is_scheduled and self._session.is_announced):
+        self._has_begun = True
+        if not self._is_scheduled:
             return
         self._guard("heartbeat", self._ping_start)
         self._guard("sentry", self._check_in_start)
 
     def end(self, outcome: "Outcome", finished_at: datetime) -> None:
-        """Say how it ended, and wait for that: two seconds, longer only for people who have to be told."""
-        if not self._session.is_announced:
-            return
-        seconds = (finished_at - self._session.started_at).total_seconds()
-        self._guard("heartbeat", lambda: self._ping_end(outcome))
-        self._guard("sentry", lambda: self._check_in_end(outcome, seconds))
+        """Say how it ended, and wait for that: two seconds, longer only for people who have to be told.
+
+        A run that only looked was never begun here: what is said of it is a failure, to Sentry.
+        """
+        tell = None
+        if self._has_begun:
+            seconds = (finished_at - self._session.started_at).total_seconds()
+            self._guard("heartbeat", lambda: self._ping_end(outcome))
+            self._guard("sentry", lambda: self._check_in_end(outcome, seconds))
+            self._guard("sentry", self._report_checks)
+            self._guard("sentry", lambda: self._trace(outcome, finished_at))
+            tell = self._guard("notify", lambda: self._begin_telling(outcome, finished_at))
         self._guard("sentry", lambda: self._report(outcome))
-        self._guard("sentry", self._report_checks)
-        self._guard("sentry", lambda: self._trace(outcome, finished_at))
-        tell = self._guard("notify", lambda: self._begin_telling(outcome, finished_at))
         self._guard("sentry", self._wait)
         if tell is not None:
             self._guard("notify", tell)

@@ -65,7 +65,6 @@ def run_command(name: str, body: Body, options: Options, arguments: dict[str, An
     from opsctl.cli.output import Outcome
 
     session = Session(name, options)
-    session.is_announced = arguments.get("saved") is None  # what another run has seen was told by that one
     session.configure_logs()
     _handle_signals()
     try:
