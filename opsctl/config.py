@@ -87,6 +87,8 @@ class Config:
         self.checks = file.checks
         self.sentry = file.sentry
         self.metrics = file.metrics
+        self.notify = file.notify
+        self._heartbeats = file.heartbeats
         self._state_path = file.state.path
         self._passwords: dict[str, str | None] = {}
         self._keys: dict[str, str] = {}
@@ -296,6 +298,26 @@ class Config:
         return self.variables.get(self.sentry.dsn_env) or None
 
     @property
+    def heartbeat_urls(self) -> dict[str, str]:
+        """The addresses that are told how a command ends, by the command."""
+        given: Iterator[tuple[str, SecretStr | None]] = iter(self._heartbeats)
+        return {command: url.get_secret_value() for command, url in given if url}
+
+    @property
+    def notify_urls(self) -> list[str]:
+        """Who is told: what the file says, and what the environment adds, separated by white space."""
+        return [*(url.get_secret_value() for url in self.notify.urls), *self._environment_urls]
+
+    @property
+    def _environment_urls(self) -> list[str]:
+        return self.variables.get(self.notify.urls_env, "").split()
+
+    @property
+    def _file_endpoints(self) -> list[str]:
+        """Addresses in the file of which a part is secret: whoever knows them can write there."""
+        return [*self.heartbeat_urls.values(), *(url.get_secret_value() for url in self.notify.urls)]
+
+    @property
     def child_environment(self) -> dict[str, str]:
         """What PostgreSQL's programs are started with; messages in English, so that they can be recognised."""
         kept = {name: value for name, value in self.variables.items() if name in CHILD_VARIABLES or name[:2] == "PG"}
@@ -308,7 +330,8 @@ class Config:
         given = (url for each in self.databases.values() for url in (each.url, each.direct_url, *each.replica_urls))
         in_urls = any(True for url in given if url for _ in url_secrets(url.get_secret_value()))
         in_urls = in_urls or any(True for _ in url_secrets(self.pushgateway_url or ""))
-        return in_urls or self.sentry.dsn is not None or any(each.headers for each in self.http.values())
+        in_endpoints = bool(self._file_endpoints or any(each.headers for each in self.http.values()))
+        return in_urls or in_endpoints or self.sentry.dsn is not None
 
     def secrets(self) -> Iterator[str]:
         """Every secret known so far, for the redactor; passwords as written and percent-decoded."""
@@ -320,6 +343,8 @@ class Config:
         urls += [self.sentry_dsn or "", self.pushgateway_url or "", self.variables.get("DATABASE_URL", "")]
         for url in urls:
             yield from url_secrets(url)
+        for url in (*self._file_endpoints, *self._environment_urls):
+            yield from endpoint_secrets(url)
         yield from (password for password in self._passwords.values() if password)
         for text in (*self._keys.values(), self.variables.get(self.encryption.identity_env or "", "")):
             yield from key_secrets(text)
@@ -346,6 +371,21 @@ def url_secrets(url: str) -> Iterator[str]:
     if secret:
         yield secret
         yield unquote(secret)
+
+
+TOKEN = re.compile(r"(?=.*[A-Za-z])((?=.*\d)[\w:~-]{8,}|[\w:~-]{20,})")
+"""A part of an address that nobody would choose as a word: letters and digits, or many letters; no dots."""
+
+
+def endpoint_secrets(url: str) -> Iterator[str]:
+    """What is secret in an address that needs no other key: all of it, its password, and every part like a token."""
+    yield url
+    userinfo, _, rest = url.partition("://")[2].rpartition("@")
+    password = userinfo.partition(":")[2]
+    parts = re.split(r"[/?&=#,;]", f"{userinfo}/{rest}")
+    for part in (password, *(part for part in parts if TOKEN.fullmatch(unquote(part)))):
+        yield part
+        yield unquote(part)
 
 
 def key_secrets(text: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from pydantic import (  # noqa: TID253
 )
 
 from opsctl.errors import ConfigurationError
-from opsctl.settings_telemetry import MetricsSettings, SentrySettings
+from opsctl.settings_telemetry import HeartbeatSettings, MetricsSettings, NotifySettings, SentrySettings
 from opsctl.settings_types import (
     CommandLine,
     Count,
@@ -263,6 +263,8 @@ class FileSettings(Settings):
     checks: tuple[OwnCheckSettings, ...] = ()
     sentry: SentrySettings = SentrySettings()
     metrics: MetricsSettings = MetricsSettings()
+    heartbeats: HeartbeatSettings = HeartbeatSettings()
+    notify: NotifySettings = NotifySettings()
     state: StateSettings = StateSettings()
 
 

@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, SecretStr  # noqa: TID253  # as in settings.py
+from pydantic import AfterValidator, Field, SecretStr  # noqa: TID253  # as in settings.py
 
 from opsctl.settings_types import Settings
 
@@ -21,12 +21,52 @@ def _prom_file(path: Path) -> Path:
     return path
 
 
+def _heartbeat_url(url: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"https?://[^/?#\s]+([/?][^\s#]*)?", url.get_secret_value()):
+        raise ValueError("must be an address like https://hc-ping.com/UUID")
+    return url
+
+
+def _notify_url(url: SecretStr) -> SecretStr:
+    if not re.match(r"[A-Za-z0-9]+://\S", url.get_secret_value()):
+        raise ValueError("must be an Apprise URL like tgram://TOKEN/CHAT")
+    return url
+
+
+HeartbeatUrl = Annotated[SecretStr, AfterValidator(_heartbeat_url)]
+NotifyUrl = Annotated[SecretStr, AfterValidator(_notify_url)]
+
+
 class SentrySettings(Settings):
     """``[sentry]``: where failures are reported; ``SENTRY_DSN`` alone is enough."""
 
     dsn: SecretStr | None = None
     dsn_env: str = "SENTRY_DSN"
     environment: str | None = None
+    traces_sample_rate: Annotated[float, Field(ge=0, le=1)] = 0
+    monitor_prefix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")] = "opsctl"
+    checkin_margin_minutes: Annotated[int, Field(ge=1, le=1440)] = 10
+    max_runtime_minutes: Annotated[int, Field(ge=1, le=40320)] = 360
+
+
+class HeartbeatSettings(Settings):
+    """``[heartbeats]``: addresses that are told when a scheduled command begins and how it ends."""
+
+    backup: HeartbeatUrl | None = None
+    drill: HeartbeatUrl | None = None
+    doctor: HeartbeatUrl | None = None
+    verify: HeartbeatUrl | None = None
+    prune: HeartbeatUrl | None = None
+    sync: HeartbeatUrl | None = None
+
+
+class NotifySettings(Settings):
+    """``[notify]``: who is told of what, through Apprise."""
+
+    urls: tuple[NotifyUrl, ...] = ()
+    urls_env: str = "OPSCTL_NOTIFY_URLS"
+    on: tuple[Literal["failure", "recovery", "drill", "doctor"], ...] = ("failure", "recovery", "drill", "doctor")
+    repeat_hours: Annotated[float, Field(gt=0)] = 24
 
 
 class MetricsSettings(Settings):

@@ -77,7 +77,7 @@ def test_one_event_per_failure(run_opsctl, sentry):
     (event,) = sentry.events
     tags = {"command": "backup", "code": "database_unreachable", "run_id": run.json["run_id"], "database": "app"}
     assert tags.items() <= event["tags"].items()
-    assert event["fingerprint"] == ["opsctl", "backup", "database_unreachable", "app"]
+    assert event["fingerprint"] == ["opsctl", "backup", "database_unreachable/refused", "app"]
     assert event["release"] == f"opsctl@{opsctl.__version__}"
     assert event["environment"] == "production"
     assert event["level"] == "error"
@@ -86,7 +86,7 @@ def test_one_event_per_failure(run_opsctl, sentry):
 
 
 def test_event_holds_nothing_of_the_environment(run_opsctl, sentry):
-    """No arguments, no local variables, no source lines, no breadcrumbs, no secret."""
+    """No arguments, no local variables, no source lines, no secret; breadcrumbs are lines of our own log."""
     (run_opsctl.work / "file").touch()
     (run_opsctl.work / "opsctl.toml").write_text(
         f"[databases.app]\nurl_env = 'DATABASE_URL'\n[repositories.odd]\nurl = 'file/{PASSWORD}'\n"
@@ -101,7 +101,7 @@ def test_event_holds_nothing_of_the_environment(run_opsctl, sentry):
     assert "--json" not in text
     assert '"vars"' not in text
     assert "context_line" not in text
-    assert not event.get("breadcrumbs", {}).get("values")
+    assert [each["category"] for each in event["breadcrumbs"]["values"]] == ["run.failed"]
     assert not event.get("modules")
 
 

@@ -16,6 +16,7 @@ from opsctl.cli import (
     incident,
     keygen,
     metrics,
+    notify,
     prune,
     repository,
     restore,
@@ -66,12 +67,14 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("runbook run", INCIDENTS, runbook_run.run),
     ("history", OPERATION, history.history),
     ("metrics", OPERATION, metrics.metrics),
+    ("notify test", OPERATION, notify.test),
     ("demo", OPERATION, demo.demo),
 )
 
 GROUPS = {
     "incident": "Record what happens: timelines whose every byte is accounted for.",
     "repository": "Look after the places where backups live.",
+    "notify": "Look after who is told of failures.",
     "runbook": "What to do when something is wrong, from a Markdown file that runs.",
 }
 """What the first word of commands of two words stands for."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from opsctl.background import in_background
-from opsctl.errors import DoctorExit, ExitCode, HistoryUnavailable, OpsctlError
+from opsctl.errors import DoctorExit, ExitCode, HistoryUnavailable
 from opsctl.telemetry.redact import jsonable
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ RECORDED = frozenset(
 
 ONLY_LOOKING = {"restore": {"plan"}, "prune": {"dry_run", "plan_file"}, "doctor": {"watch", "saved"}}
 """Options with which even these only show something."""
-
-NOT_REPORTED = frozenset({"usage", "refused"})
-"""What is no failure of a backup or a server, hence no business of Sentry."""
 
 HISTORY_SECONDS = 0.9
 """How long a run waits for its record, at its begin and at its end."""
@@ -56,6 +53,7 @@ def begin(session: "Session", arguments: Mapping[str, Any]) -> None:
             session,
             lambda history: history.begin(session.run_id, session.command, at=session.started_at, host=host, pid=pid),
         )
+        session.announcer.begin()
 
 
 def concern(session: "Session", databases: Sequence[str]) -> None:
@@ -72,8 +70,7 @@ def end(session: "Session", outcome: "Outcome", run: "Run") -> None:
     if session.is_event:
         with _harmless(session):
             _tell_metrics(session, outcome)  # after the history that they are made of
-    with _harmless(session):
-        _report_to_sentry(session, outcome)
+    session.announcer.end(outcome, run.finished_at)
 
 
 @contextmanager
@@ -159,32 +156,3 @@ def _tell_metrics(session: "Session", outcome: "Outcome") -> None:
     from opsctl.cli.metrics import report_metrics
 
     report_metrics(session, outcome)
-
-
-def _report_to_sentry(session: "Session", outcome: "Outcome") -> None:
-    """Tell Sentry of a failure, if it is configured."""
-    error = outcome.error
-    if error is None or error.code in NOT_REPORTED or error.exit_code == ExitCode.INTERRUPTED:
-        return
-    try:
-        dsn = session.config.sentry_dsn
-        environment = session.config.sentry_environment
-    except OpsctlError:
-        from opsctl.config import environment_dsn
-
-        dsn, environment = environment_dsn(), None  # the configuration itself is what failed
-    if not dsn:
-        return
-    from opsctl.telemetry.sentry import report_failure
-
-    database = str(outcome.fields.get("database", ""))
-    sent = report_failure(
-        error.__cause__ if error.code == "bug" and error.__cause__ else error,
-        dsn=dsn,
-        environment=environment,
-        redactor=session.redactor,
-        tags={"command": session.command, "run_id": session.run_id, "code": error.code, "database": database},
-        fingerprint=["opsctl", session.command, error.code, database],
-    )
-    if not sent:
-        session.log().debug("sentry.unsent")

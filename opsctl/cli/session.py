@@ -22,6 +22,7 @@ from opsctl.errors import (
 )
 
 if TYPE_CHECKING:
+    from opsctl.cli.announce import Announcer
     from opsctl.cli.output import Output, Run
     from opsctl.config import Config
     from opsctl.encryption import Identities, Recipients
@@ -60,6 +61,7 @@ class Session:
     ) -> None:
         """``within`` is the run this one is a step of; ``is_confirmed`` tells what a person has confirmed there."""
         from opsctl.cli.output import JsonOutput, TextOutput
+        from opsctl.telemetry.recent import Recent
         from opsctl.telemetry.redact import Redactor
 
         self.command = command
@@ -77,6 +79,8 @@ class Session:
         self.is_warned = False
         self.unwritten: list[Callable[[History], Any]] = []
         """What the history could not be told yet, see run_report."""
+        self.recent = Recent()
+        self.phases: list[tuple[str, datetime]] = []
         self.output: Output = (
             JsonOutput(self.redactor) if options.json else TextOutput(self.redactor, quiet=options.quiet)
         )
@@ -112,6 +116,7 @@ class Session:
             quiet=self.options.quiet,
             debug=self.options.debug,
             redactor=self.redactor,
+            recent=self.recent,
             stream=sys.stderr,
         )
         bind_run(run_id=self.run_id, command=self.command)
@@ -339,7 +344,22 @@ class Session:
             self.output = JsonLinesOutput(self.redactor)
 
     def progress(self, label: str, total: int | None) -> Callable[[int], None]:
+        """A new phase of the run: it is shown, and becomes part of the trace."""
+        self.phases.append((label, self.clock()))
         return self.output.start_progress(label, total)
+
+    @cached_property
+    def announcer(self) -> "Announcer":
+        """Who else hears of this run."""
+        from opsctl.cli.announce import Announcer
+
+        return Announcer(self)
+
+    @property
+    def is_attended(self) -> bool:
+        """Whether a person may be watching: cron, systemd and ssh with a command give a run no terminal."""
+        streams = (stream for stream in (sys.stdin, sys.stderr) if stream is not None and not stream.closed)
+        return any(stream.isatty() for stream in streams)
 
     @property
     def is_interactive(self) -> bool:

@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
 
+from opsctl.telemetry.recent import Recent
 from opsctl.telemetry.redact import Redactor
 
 if TYPE_CHECKING:
@@ -11,8 +12,16 @@ if TYPE_CHECKING:
 LogFormat = Literal["json", "console"]
 
 
-def configure_logs(*, format: LogFormat, quiet: bool, debug: bool, redactor: Redactor, stream: TextIO) -> None:  # noqa: A002
-    """Set structlog up for this run. ``quiet`` keeps warnings and errors only."""
+def configure_logs(
+    *,
+    format: LogFormat,  # noqa: A002
+    quiet: bool,
+    debug: bool,
+    redactor: Redactor,
+    recent: Recent,
+    stream: TextIO,
+) -> None:
+    """Set structlog up for this run. ``quiet`` prints warnings and errors only; ``recent`` sees the others, too."""
     import structlog
 
     def redact(_logger: Any, _method: str, event: Any) -> Any:
@@ -22,7 +31,13 @@ def configure_logs(*, format: LogFormat, quiet: bool, debug: bool, redactor: Red
     as_json = format == "json"
     renderer = structlog.processors.JSONRenderer(ensure_ascii=False) if as_json else _Console(stream, debug=debug)
     tracebacks = structlog.processors.ExceptionRenderer(no_locals) if as_json else structlog.processors.format_exc_info
-    level = logging.WARNING if quiet else logging.DEBUG if debug else logging.INFO
+
+    def leave_out(_logger: Any, method: str, event: Any) -> Any:
+        if quiet and method in {"debug", "info"}:
+            raise structlog.DropEvent
+        return event
+
+    level = logging.DEBUG if debug else logging.INFO
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -30,6 +45,8 @@ def configure_logs(*, format: LogFormat, quiet: bool, debug: bool, redactor: Red
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             tracebacks,
             redact,
+            recent,
+            leave_out,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

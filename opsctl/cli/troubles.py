@@ -1,0 +1,159 @@
+"""What a run found wrong and what it found well, and how people are told of it."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from opsctl.cli.output import Outcome, duration
+from opsctl.errors import DatabaseUnreachable, OpsctlError
+from opsctl.telemetry.notify import Kind, Message
+from opsctl.telemetry.told import Known, News, Trouble
+
+CHECKS = "check/"
+"""What keys of checks begin with: they are troubles of what is looked at, not of the run that looks."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """``well``: the keys of what this run has found to be all right."""
+
+    troubles: tuple[Trouble, ...] = ()
+    well: frozenset[str] = frozenset()
+
+
+def found_by(command: str, outcome: Outcome, complaints: Sequence[str] = ()) -> Found:
+    """What a run of a command shows about each of its databases and repositories, or about itself.
+
+    ``complaints`` is what its log warned of.
+    """
+    own = f"{command}/{outcome.fields.get('database', '')}"
+    items = list((outcome.result or {}).get("backups") or ()) if command == "backup" else []
+    if not items:
+        if outcome.error is not None:
+            return Found((_failed(command, own, outcome.error),))
+        if outcome.done or command == "doctor":
+            return Found(well=frozenset({own, f"{command}/"}))
+        return Found((_attention(command, own, complaints),))
+    troubles: list[Trouble] = []
+    well = {f"{command}/"}
+    for item in items:
+        key = f"{command}/{item['database']}"
+        if item["status"] == "failed":
+            troubles.append(_item_failed(command, key, item["error"], outcome.error))
+            continue
+        well.add(key)
+        for each in item["repositories"]:
+            at = f"{key}/{each['name']}"
+            if each["status"] == "failed":
+                subject = f"{command} of {item['database']} is not stored in {each['name']}"
+                troubles.append(Trouble(at, "not_stored", subject, str(each["error"])))
+            else:
+                well.add(at)
+    if not troubles and not outcome.done:
+        troubles.append(_attention(command, own, complaints))
+        well.discard(own)
+    return Found(tuple(troubles), frozenset(well))
+
+
+def found_by_checks(checks: Iterable[Mapping[str, Any]]) -> Found:
+    """What doctor's checks show: those that fail, and those that do not. A warning is no reason to wake anybody."""
+    troubles, well = [], set()
+    for check in checks:
+        name = f"{check['id']} ({check['target']})" if check["target"] else str(check["id"])
+        if check["status"] in {"crit", "unknown"}:
+            remedy = check["remedy"] or {}
+            hint = remedy.get("text")
+            troubles.append(
+                Trouble(f"{CHECKS}{name}", check["status"], f"{name} is {check['status']}", check["message"], hint)
+            )
+        elif check["status"] in {"ok", "warn"}:
+            well.add(f"{CHECKS}{name}")
+    return Found(tuple(troubles), frozenset(well))
+
+
+def cause_of(error: OpsctlError) -> str:
+    """A stable word for what is wrong: the error's code, and why a server cannot be reached."""
+    return f"{error.code}/{error.reason}" if isinstance(error, DatabaseUnreachable) else error.code
+
+
+def _failed(command: str, key: str, error: OpsctlError) -> Trouble:
+    return Trouble(key, cause_of(error), f"{_subject(command, key)} failed", error.message, error.hint)
+
+
+def _item_failed(command: str, key: str, item: Mapping[str, Any], error: OpsctlError | None) -> Trouble:
+    same = error is not None and error.message == item["message"]
+    cause = cause_of(error) if error is not None and same else str(item["code"])
+    return Trouble(key, cause, f"{_subject(command, key)} failed", item["message"], item["hint"])
+
+
+def _attention(command: str, key: str, complaints: Sequence[str]) -> Trouble:
+    message = "; ".join(complaints) or "it finished, but not all is well."
+    return Trouble(key, "attention", f"{_subject(command, key)} needs attention", message)
+
+
+def _subject(command: str, key: str) -> str:
+    database = key.partition("/")[2]
+    return f"{command} of {database}" if database else command
+
+
+# Messages
+
+
+def messages(news: News, *, on: Collection[str], host: str, run: str) -> list[Message]:
+    """At most two: one of what is wrong, one of what is over. ``run`` says which run found it."""
+    told = []
+    wrong = [each for each in news.new if _is_wanted(each.key, on)]
+    again = [(each, since) for each, since in news.again if _is_wanted(each.key, on)]
+    if wrong or again:
+        subjects = [each.subject for each in (*wrong, *(each for each, _ in again))]
+        body = [_described(each) for each in wrong]
+        body += [f"{_described(each)}\nSo since {_day(since)}." for each, since in again]
+        kind: Kind = "warning" if all(each.cause == "attention" for each in wrong) and not again else "failure"
+        told.append(Message(kind, f"{host}: {_listed(subjects)}", "\n\n".join([*body, run])))
+    if news.over and "recovery" in on:
+        body = [f"{each.subject}, since {_day(datetime.fromisoformat(each.since))}: over." for each in news.over]
+        title = f"{host}: over: {_listed([each.subject for each in news.over])}"
+        told.append(Message("success", title, "\n".join([*body, "", run])))
+    return told
+
+
+def drill_message(outcome: Outcome, *, host: str, run: str) -> Message | None:
+    """What a drill came to, if there was one; one that could not run at all is told as a failure."""
+    items = [each for each in (outcome.result or {}).get("backups", ()) if "outcome" in each]
+    if not items:
+        return None
+    lines = []
+    for item in items:
+        seconds = item.get("restore_seconds")
+        line = f"{item['id']}: {item['outcome']}"
+        line += f", {item['evidence']}" if item.get("evidence") else ""
+        line += f", restored in {duration(seconds)}" if seconds is not None else ""
+        lines += [line, *(f"  {problem}" for problem in item.get("problems", ()))]
+    outcomes = {item["outcome"] for item in items}
+    kind: Kind = "success" if outcomes == {"pass"} else "failure"
+    word = "passed" if kind == "success" else "failed" if "fail" in outcomes else "could not be judged"
+    return Message(kind, f"{host}: drill {word}", "\n".join([*lines, "", run]))
+
+
+def still_known(known: Mapping[str, Known], found: Found) -> bool:
+    """Whether there may be something to tell."""
+    return bool(found.troubles) or any(key in found.well for key in known)
+
+
+def _is_wanted(key: str, on: Collection[str]) -> bool:
+    return ("doctor" if key.startswith(CHECKS) else "failure") in on
+
+
+def _described(trouble: Trouble) -> str:
+    hint = f"\n{trouble.hint}" if trouble.hint else ""
+    return f"{trouble.subject}: {trouble.message}{hint}"
+
+
+def _listed(subjects: list[str]) -> str:
+    first, *others = subjects
+    return f"{first}, and {len(others)} more" if others else first
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
