@@ -58,7 +58,11 @@ def begin(session: "Session", arguments: Mapping[str, Any]) -> None:
 
 
 def concern(session: "Session", databases: Sequence[str]) -> None:
-    """Tell which databases a run is about, once that is known: a run that is killed is lost for them."""
+    """Tell which databases a run is about, once that is known: its log lines, and its record if it is killed, say so."""
+    from opsctl.telemetry.logs import bind_run
+
+    session.concerned = tuple(databases)
+    bind_run(database=",".join(databases))
     if session.is_recorded:
         _write_history(session, lambda history: history.concern(session.run_id, databases))
 
@@ -66,7 +70,7 @@ def concern(session: "Session", databases: Sequence[str]) -> None:
 def end(session: "Session", outcome: "Outcome", run: "Run") -> None:
     """Tell how a run ended."""
     if session.is_recorded:
-        found = list(endings(session.command, outcome))
+        found = list(endings(session.command, outcome, session.concerned))
         _write_history(session, lambda history: history.end(session.run_id, found, at=run.finished_at))
     with _harmless(session):
         _report_to_sentry(session, outcome)
@@ -113,7 +117,7 @@ def remember_checks(session: "Session", result: dict[str, Any], *, is_whole: boo
     session.check_changes = changes or ()
 
 
-def endings(command: str, outcome: "Outcome") -> "Iterator[Ending]":
+def endings(command: str, outcome: "Outcome", concerned: Sequence[str] = ()) -> "Iterator[Ending]":
     """How a run ended for each of its databases: a backup of three of which one failed is three endings."""
     from opsctl.history import Ending
 
@@ -135,7 +139,7 @@ def endings(command: str, outcome: "Outcome") -> "Iterator[Ending]":
             stored_bytes=each["stored_bytes"],
         )
     if not several:
-        for database in _databases(outcome):
+        for database in _databases(outcome) or concerned or [None]:
             yield Ending(
                 database,
                 ended,
@@ -146,9 +150,8 @@ def endings(command: str, outcome: "Outcome") -> "Iterator[Ending]":
             )
 
 
-def _databases(outcome: "Outcome") -> list[str | None]:
-    named = [name for name in str(outcome.fields.get("database") or "").split(",") if name]
-    return [*named] or [None]
+def _databases(outcome: "Outcome") -> list[str]:
+    return [name for name in str(outcome.fields.get("database") or "").split(",") if name]
 
 
 def _report_to_sentry(session: "Session", outcome: "Outcome") -> None:
