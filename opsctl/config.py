@@ -50,6 +50,9 @@ class Environment(BaseSettings):
     database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
     state_dir: Path | None = Field(None, validation_alias="OPSCTL_STATE_DIR")
     log_format: Literal["json", "console"] | None = Field(None, validation_alias="OPSCTL_LOG_FORMAT")
+    log_schema: Literal["plain", "ecs", "otel"] | None = Field(None, validation_alias="OPSCTL_LOG_SCHEMA")
+    log_file: Path | None = Field(None, validation_alias="OPSCTL_LOG_FILE")
+    log_context: str | None = Field(None, validation_alias="OPSCTL_LOG_CONTEXT")
     xdg_state_home: Path | None = Field(None, validation_alias="XDG_STATE_HOME")
 
 
@@ -413,6 +416,11 @@ def checked_url(url: str, *, where: str) -> str:
 def environment_dsn() -> str | None:
     """The Sentry DSN of the environment alone, to report a configuration that cannot be read."""
     return os.environ.get("SENTRY_DSN") or None
+
+
+def log_variables() -> dict[str, str]:
+    """What the environment says of the logs, before anything else is read."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OPSCTL_LOG_")}
 
 
 def environment_state_path() -> Path:

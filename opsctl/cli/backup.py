@@ -78,7 +78,9 @@ def backup(
     }
     fields: dict[str, Any] = {"database": ",".join(names)}
     if len(results) == 1 and not errors:
-        fields |= {"backup_id": results[0]["id"], "bytes": results[0]["bytes"]}
+        stored_in = [each["name"] for each in results[0]["repositories"] if each["status"] == "stored"]
+        fields |= {key: results[0][key] for key in ("bytes", "stored_bytes")}
+        fields |= {"backup_id": results[0]["id"], "repository": ",".join(stored_in)}
     if errors and len(errors) == len(names):
         return Outcome(result, () if len(names) == 1 else text, error=errors[0], fields=fields)
     code = ExitCode.ATTENTION if errors or attention else ExitCode.DONE

@@ -22,12 +22,17 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", help="The configu
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
+LogFileOption = Annotated[
+    Path | None,
+    typer.Option("--log-file", metavar="FILE", help="Write the log there too, as JSON lines.", show_default=False),
+]
 
 COMMON = {
     "config": (ConfigOption, None),
     "json": (JsonOption, False),
     "quiet": (QuietOption, False),
     "debug": (DebugOption, False),
+    "log_file": (LogFileOption, None),
 }
 """The options every command takes, with their defaults."""
 
@@ -145,19 +150,26 @@ def _log_end(session: Session, outcome: "Outcome", seconds: float) -> None:
     fields = {"exit_code": int(outcome.code), "duration_seconds": round(seconds, 3), **outcome.fields}
     log = session.log()
     if outcome.error is not None:
-        if session.options.debug or not sys.stderr.isatty():  # on a terminal the error itself is shown
-            log.error(
-                "run.failed",
-                code=outcome.error.code,
-                message=outcome.error.message,
-                hint=outcome.error.hint,
-                exc_info=outcome.error if session.options.debug else None,
-                **fields,
-            )
+        log.error(
+            "run.failed",
+            code=outcome.error.code,
+            message=outcome.error.message,
+            hint=outcome.error.hint,
+            exc_info=outcome.error if session.options.debug else None,
+            **_if_shown(session),
+            **fields,
+        )
     elif outcome.done:
         log.info("run.finished", **fields)
     else:
         log.warning("run.finished", **fields)
+
+
+def _if_shown(session: Session) -> dict[str, bool]:
+    """On a terminal the error itself is shown: the line about it is for the log file alone."""
+    from opsctl.telemetry.logs import SHOWN
+
+    return {SHOWN: not session.options.debug and sys.stderr.isatty()}
 
 
 def _bug(session: Session, error: Exception) -> OpsctlError:
@@ -167,8 +179,7 @@ def _bug(session: Session, error: Exception) -> OpsctlError:
     )
     bug.exit_code, bug.code = ExitCode.BUG, "bug"
     bug.__cause__ = error
-    if session.options.debug or not sys.stderr.isatty():
-        session.log().error("run.bug", exc_info=error)
+    session.log().error("run.bug", exc_info=error, **_if_shown(session))
     return bug
 
 

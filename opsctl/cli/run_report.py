@@ -57,7 +57,11 @@ def begin(session: "Session", arguments: Mapping[str, Any]) -> None:
 
 
 def concern(session: "Session", databases: Sequence[str]) -> None:
-    """Tell which databases a run is about, once that is known: a run that is killed is lost for them."""
+    """Tell which databases a run is about, once that is known: its log says so, and its record if it is killed."""
+    from opsctl.telemetry.logs import bind_run
+
+    session.concerned = tuple(databases)
+    bind_run(database=",".join(databases))
     if session.is_recorded:
         _write_history(session, lambda history: history.concern(session.run_id, databases))
 
@@ -65,7 +69,7 @@ def concern(session: "Session", databases: Sequence[str]) -> None:
 def end(session: "Session", outcome: "Outcome", run: "Run") -> None:
     """Tell how a run ended."""
     if session.is_recorded:
-        found = list(endings(session.command, outcome))
+        found = list(endings(session.command, outcome, session.concerned))
         _write_history(session, lambda history: history.end(session.run_id, found, at=run.finished_at))
     if session.is_event:
         with _harmless(session):
@@ -114,7 +118,7 @@ def remember_checks(session: "Session", result: dict[str, Any], *, is_whole: boo
     session.check_changes = changes or ()
 
 
-def endings(command: str, outcome: "Outcome") -> "Iterator[Ending]":
+def endings(command: str, outcome: "Outcome", concerned: Sequence[str] = ()) -> "Iterator[Ending]":
     """How a run ended for each of its databases: a backup of three of which one failed is three endings."""
     from opsctl.history import Ending
 
@@ -136,7 +140,8 @@ def endings(command: str, outcome: "Outcome") -> "Iterator[Ending]":
             stored_bytes=each["stored_bytes"],
         )
     if not several:
-        for database in _databases(outcome):
+        of_databases: Sequence[str | None] = _databases(outcome) or concerned or [None]
+        for database in of_databases:
             yield Ending(
                 database,
                 ended,
@@ -147,9 +152,8 @@ def endings(command: str, outcome: "Outcome") -> "Iterator[Ending]":
             )
 
 
-def _databases(outcome: "Outcome") -> list[str | None]:
-    named = [name for name in str(outcome.fields.get("database") or "").split(",") if name]
-    return [*named] or [None]
+def _databases(outcome: "Outcome") -> list[str]:
+    return [name for name in str(outcome.fields.get("database") or "").split(",") if name]
 
 
 def _tell_metrics(session: "Session", outcome: "Outcome") -> None:

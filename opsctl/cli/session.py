@@ -46,6 +46,7 @@ class Options:
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    log_file: Path | None = None
 
 
 class Session:
@@ -75,6 +76,8 @@ class Session:
         """Which checks have another status than the last time, once doctor has looked."""
         self.is_event = False
         """Whether it does something, so that the history and the metrics tell of it."""
+        self.concerned: tuple[str, ...] = ()
+        """The databases this run is about, once that is known."""
         self.is_recorded = False
         self.is_warned = False
         self.unwritten: list[Callable[[History], Any]] = []
@@ -105,21 +108,29 @@ class Session:
         names = {*config.databases, *config.repositories, *config.services, "postgres"}
         self.redactor.except_for(names)
         self.redactor.add(config.secrets())
-        self.configure_logs(config.environment.log_format)
+        self.configure_logs(config)
         return config
 
-    def configure_logs(self, format_name: Any = None) -> None:
-        from opsctl.telemetry.logs import bind_run, configure_logs, default_format
+    def configure_logs(self, config: "Config | None" = None) -> None:
+        """Set the logs up: as the environment wants it at first, then with what the configuration knows of it."""
+        from opsctl.config import log_variables
+        from opsctl.telemetry.logs import bind_run, configure_logs, log_style
 
+        variables = config.variables if config else log_variables()
+        style = log_style(variables, sys.stderr, environment=config.sentry_environment if config else None)
+        named = self.options.log_file or variables.get("OPSCTL_LOG_FILE")
         configure_logs(
-            format=format_name or default_format(sys.stderr),
+            style=style,
             quiet=self.options.quiet,
             debug=self.options.debug,
             redactor=self.redactor,
             recent=self.recent,
             stream=sys.stderr,
+            path=Path(named).expanduser() if named else None,
         )
-        bind_run(run_id=self.run_id, command=self.command)
+        bind_run(**style.context, run_id=self.run_id, command=self.command)
+        if config is not None and style.problem:
+            self.log().warning("log.context", message=f"OPSCTL_LOG_CONTEXT: {style.problem}")
 
     def database_names(self, wanted: list[str] | None) -> list[str]:
         """The configured databases that were named, or all of them. Raises ConfigurationError."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 MOST_LINES = 100
-OF_EVERY_LINE = frozenset({"timestamp", "level", "event", "run_id", "command"})
-"""What a line of a report says elsewhere."""
+OF_EVERY_LINE = frozenset({"timestamp", "level", "event", "run_id", "command", "traceback", "_shown"})
+"""What a line of a report says elsewhere, or not at all."""
 
 
 class Recent:
