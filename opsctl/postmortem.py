@@ -115,7 +115,8 @@ def _looked(fields: Mapping[str, Any]) -> str:
     if said is None:
         found = [each for each in fields.get("checks") or () if isinstance(each, dict)]
         said = ", ".join(f"{_name(each)} {each.get('status')}" for each in found)
-    return " ".join(str(each) for each in (fields.get("when"), fields.get("status"), said) if each)
+    when = f"{fields['when']}:" if fields.get("when") else None
+    return " ".join(str(each) for each in (when, fields.get("status"), said) if each)
 
 
 def _saved(fields: Mapping[str, Any]) -> str:

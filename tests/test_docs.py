@@ -332,6 +332,10 @@ OPAQUE = {
     "steps[].result",
     "backups[].error",
     "metrics[].samples[].labels",
+    "timeline[].fields",
+    "timeline[].actor",
+    "event.fields",
+    "event.actor",
 }
 """Keys whose inside is documented elsewhere."""
 
@@ -396,6 +400,18 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("services", "services")
     run("logs", "logs", "bot")
     run("restart", "restart", "bot", "--yes", "bot")
+    run("incident open", "incident", "open", "API answers 502")
+    run("incident note", "incident", "note", "switched", "--moment", "mitigated")
+    run("incident show", "incident", "export")
+    run("incident export", "incident", "export", "-o", "postmortem.md")
+    run("incident list", "incident", "list")
+    run("incident close", "incident", "close", "--no-checks")
+    run("bundle", "bundle", "latest")
+    [timeline] = (run_opsctl.state / "incidents").glob("*.jsonl")  # type: ignore[attr-defined]
+    last = timeline.read_bytes().count(b"\n")
+    timeline.write_bytes(timeline.read_bytes().replace(b"switched", b"SWITCHED") + b'{"seq":%d,"at":"' % (last + 1))
+    run("incident show", "incident", "show")
+    run("incident verify", "incident", "verify")
     run("runbook list", "runbook", "list")
     run("runbook show", "runbook", "show", "bot-is-down")
     run("runbook show", "runbook", "show")

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 Moment = Literal["acknowledged", "mitigated", "resolved"]
 
-Name = Annotated[str, typer.Argument(metavar="INCIDENT", help="An id, a unique beginning or end of one, or latest.")]
+Name = Annotated[
+    str | None,
+    typer.Argument(metavar="INCIDENT", help="An id, or a unique beginning or end of one; latest by default."),
+]
+OpenName = Annotated[
+    str | None, typer.Argument(metavar="INCIDENT", help="The same; by default the only one that is open.")
+]
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="INCIDENT", help="Ids, or latest; all incidents by default.")
 ]
@@ -74,12 +80,14 @@ def open_incident(
     from opsctl.cli.capture import capture
 
     incident = session.incidents.open(None, title, detected_at=_moment(session, detected_at))
-    session.output.show(f"Opened {incident.id}.")
+    session.output.show(f"Opened {incident.id}." + ("" if no_capture else " Looking at everything …"))
     taken = [] if no_capture else capture(session, incident)
+    for each in taken:
+        if each.reason is not None:
+            session.output.show(f"  not captured: {each.name}: {each.reason}")
     pieces = [{"piece": each.name, "reason": each.reason} for each in taken]
-    lines: list[RenderableType] = [incident.id]
-    lines += [f"  not captured: {each.name}: {each.reason}" for each in taken if each.reason is not None]
-    return Outcome({**_entry(incident.summary()), "captured": pieces}, lines, fields={"incident": incident.id})
+    result = {**_entry(incident.summary()), "captured": pieces}
+    return Outcome(result, [incident.id], fields={"incident": incident.id})
 
 
 def note(session: "Session", words: Words = None, moment: MomentOption = None, at: AtOption = None) -> Outcome:
@@ -96,16 +104,16 @@ def _addressed(session: "Session", words: list[str]) -> "tuple[Incident, str]":
     """The incident that is meant, and the text."""
     if len(words) > 2:
         raise UsageError("A note is one argument.", hint='Put it in quotes: opsctl incident note "text".')
-    incident = None
-    if len(words) == 2:
-        incident = session.incidents.find(words[0])
-    elif len(words) == 1 and not sys.stdin.isatty():
-        incident = _named(session, words[0])
-    text = "-" if incident is not None and len(words) == 1 else words[-1] if words else "-"
-    text = sys.stdin.read() if text == "-" else text
+    named = _named(session, words[0]) if len(words) == 1 else None
+    incident = session.incidents.find(words[0]) if len(words) == 2 else named or session.incidents.the_open_one()
+    text = words[-1] if words and named is None else "-"
+    if text == "-":
+        if sys.stdin.isatty():
+            session.output.show(f"A note for {incident.id}; Ctrl-D on a line of its own ends it.")
+        text = sys.stdin.read()
     if not text.strip():
         raise UsageError("The note is empty.", hint='opsctl incident note "text", or - to read it from stdin.')
-    return incident or session.incidents.the_open_one(), text.strip("\n")
+    return incident, text.strip("\n")
 
 
 def _named(session: "Session", word: str) -> "Incident | None":
@@ -188,12 +196,12 @@ def _event(event: "Event") -> dict[str, Any]:
     return {**told, "fields": dict(event.fields), "hash": event.hash}
 
 
-def show(session: "Session", name: Name = "latest") -> Outcome:
+def show(session: "Session", name: Name = None) -> Outcome:
     """One incident: its moments, and what happened when.
 
     Example: [bold]opsctl incident show latest[/bold]
     """
-    incident = session.incidents.find(name)
+    incident = session.incidents.find(name or "latest")
     summary, found = read(session, incident)
     return Outcome(_document(summary, found), _shown(summary, found), fields={"incident": incident.id})
 
@@ -320,7 +328,7 @@ def _verdict(name: str, found: "Examined") -> "list[RenderableType]":
     return lines
 
 
-def export(session: "Session", name: Name = "latest", md: MarkdownOption = False, output: OutputFile = None) -> Outcome:
+def export(session: "Session", name: Name = None, md: MarkdownOption = False, output: OutputFile = None) -> Outcome:
     """The draft of a postmortem: moments, timeline, checks before and after, outputs. Markdown, or JSON with --json.
 
     Example: [bold]opsctl incident export latest -o postmortem.md[/bold]
@@ -329,17 +337,18 @@ def export(session: "Session", name: Name = "latest", md: MarkdownOption = False
 
     if md and session.options.json:
         raise UsageError("--md and --json name two formats.", hint="Use one of them.")
-    incident = session.incidents.find(name)
+    incident = session.incidents.find(name or "latest")
     summary, found = read(session, incident)
-    document, fields = _document(summary, found), {"incident": incident.id}
+    fields = {"incident": incident.id}
     if session.options.json and output is None:
-        return Outcome(document, fields=fields)
+        return Outcome(_document(summary, found), fields=fields)
     text = as_markdown(summary, found)
     if output is None or str(output) == "-":
         sys.stdout.write(text)
         return Outcome(None, fields=fields)
     _write(output, text)
-    return Outcome({**document, "file": str(output)}, [f"Exported {incident.id} to {output}."], fields=fields)
+    result = {"id": incident.id, "file": str(output)}
+    return Outcome(result, [f"Exported {incident.id} to {output}."], fields=fields)
 
 
 def _write(output: Path, text: str) -> None:
@@ -351,7 +360,9 @@ def _write(output: Path, text: str) -> None:
         raise OpsctlError(f"{output} cannot be written: {error.strerror}.", hint=hint) from error
 
 
-def close(session: "Session", name: Name = "", text: CloseText = None, no_checks: NoChecksOption = False) -> Outcome:
+def close(
+    session: "Session", name: OpenName = None, text: CloseText = None, no_checks: NoChecksOption = False
+) -> Outcome:
     """Close an incident, by default the only open one, after a last look at how everything is.
 
     Example: [bold]opsctl incident close --note "the deploy was rolled back"[/bold]
