@@ -25,7 +25,12 @@ RECORDED = frozenset(
 )
 """The commands that do something. What only reads and prints is no event in the history of a database."""
 
-ONLY_LOOKING = {"restore": {"plan"}, "prune": {"dry_run", "plan_file"}, "doctor": {"watch", "saved"}}
+ONLY_LOOKING = {
+    "restore": {"plan"},
+    "runbook run": {"plan"},
+    "prune": {"dry_run", "plan_file"},
+    "doctor": {"watch", "saved"},
+}
 """Options with which even these only show something."""
 
 HISTORY_SECONDS = 0.9
