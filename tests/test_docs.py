@@ -363,8 +363,9 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     )
     documents: dict[str, list[Any]] = {}
 
-    def run(section: str, *arguments: str) -> None:
-        document = run_opsctl(*arguments, "--json", url=saasdb.url, env={"DOCKER_HOST": canned_engine.host}).json
+    def run(section: str, *arguments: str, **variables: str) -> None:
+        environment = {"DOCKER_HOST": canned_engine.host, **variables}
+        document = run_opsctl(*arguments, "--json", url=saasdb.url, env=environment).json
         documents.setdefault("The envelope", []).append(document)
         if document["result"] is not None:
             documents.setdefault(section, []).append(document["result"])
@@ -407,6 +408,9 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("incident list", "incident", "list")
     run("incident close", "incident", "close", "--no-checks")
     run("bundle", "bundle", "latest")
+    run("bundle", "bundle", "-o", "elsewhere.tar.gz", DATABASE_URL="postgresql://127.0.0.1:1/saasdb")
+    run("history", "history")
+    run("notify test", "notify", "test", OPSCTL_NOTIFY_URLS="json://127.0.0.1:1")
     [timeline] = (run_opsctl.state / "incidents").glob("*.jsonl")  # type: ignore[attr-defined]
     last = timeline.read_bytes().count(b"\n")
     timeline.write_bytes(timeline.read_bytes().replace(b"switched", b"SWITCHED") + b'{"seq":%d,"at":"' % (last + 1))
