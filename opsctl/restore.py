@@ -12,6 +12,7 @@ from typing import IO
 from opsctl.errors import (
     BackupDamaged,
     ConfigurationError,
+    CopyDiffers,
     OpsctlError,
     Refused,
     RestoreFailed,
@@ -19,7 +20,7 @@ from opsctl.errors import (
     ServicesUnreachable,
 )
 from opsctl.keys import Keys
-from opsctl.manifest import Facts, Manifest
+from opsctl.manifest import DatabaseProperties, Facts, Manifest
 from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.databases import (
     apply_properties,
@@ -88,6 +89,8 @@ class Restore:
     state_path: Path
     swap_settings: SwapSettings = field(default_factory=SwapSettings)
     keys: Keys = field(default_factory=Keys)
+    is_checked: bool = False
+    """Whether the stored dump was hashed a moment ago."""
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
@@ -126,8 +129,9 @@ class Restore:
                     f"The restore would not work: {plan.blockers[0]}.", hint="`opsctl restore --plan` shows all."
                 )
             dump = self.manifest.dump
-            with self.repository.open(self.manifest, dump) as file:
-                check_stored(dump, file, start_progress("checking", dump.stored_bytes))
+            if not self.is_checked:
+                with self.repository.open(self.manifest, dump) as file:
+                    check_stored(dump, file, start_progress("checking", dump.stored_bytes))
             advance = start_progress("restoring", dump.bytes)
             if plan.staging_database is None:
                 restored = self._overwrite(plan, advance)
@@ -157,7 +161,7 @@ class Restore:
             try:
                 # The backup's encoding and locale, the live database's owner.
                 owner = self.server.info.user if self._owner_falls_away(plan) else plan.properties.owner
-                create_staging(connection, staging, replace(self.manifest.facts.database, owner=owner))
+                create_staging(connection, staging, replace(self._own_properties, owner=owner))
                 properties = replace(plan.properties, acl=None) if self.options.no_privileges else plan.properties
                 privileges = grants(connection, staging, properties)
                 refused = apply_properties(connection, staging, properties, rehearse=True)
@@ -178,6 +182,11 @@ class Restore:
             evidence=evidence,
             warnings=(*refused, *unanalyzed, *remarks),
         )
+
+    @property
+    def _own_properties(self) -> DatabaseProperties:
+        properties = self.manifest.facts.database
+        return replace(properties, collate="C", ctype="C") if self.options.c_locale else properties
 
     def _owner_falls_away(self, plan: RestorePlan) -> bool:
         """With ``--no-owner``, a database that is made anew belongs to whoever makes it."""
@@ -200,6 +209,7 @@ class Restore:
             *flags,
             *(["--no-owner"] if options.no_owner else []),
             *(["--no-privileges"] if options.no_privileges else []),
+            *(["--no-tablespaces"] if options.no_tablespaces else []),
             *([f"--role={options.role}"] if options.role else []),
         ]
         with self.repository.open(self.manifest, self.manifest.dump) as file:
@@ -248,10 +258,7 @@ class Restore:
         with self.server.connect(database) as connection:
             differences = compare(facts, present_facts(connection, database, facts.level))
             if differences:
-                raise BackupDamaged(
-                    f"The restored copy differs from the backup: {'; '.join(differences[:5])}.",
-                    hint="`opsctl verify` examines the backup itself.",
-                )
+                raise CopyDiffers(differences)
             remarks = gather_statistics(connection)
         return {"none": "restored", "counts": "counted", "content": "content"}[facts.level], remarks
 

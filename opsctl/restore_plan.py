@@ -33,6 +33,9 @@ class RestoreOptions:
     in_place: bool = False
     no_owner: bool = False
     no_privileges: bool = False
+    no_tablespaces: bool = False
+    c_locale: bool = False
+    """Sort and classify text as C does, because the server lacks the backup's locale."""
     role: str | None = None
     jobs: int = 1
     accept_unknown_disk: bool = False

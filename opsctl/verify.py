@@ -2,9 +2,9 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 from opsctl.errors import (
@@ -17,10 +17,10 @@ from opsctl.errors import (
     ServicesUnreachable,
 )
 from opsctl.keys import Keys
-from opsctl.manifest import EvidenceLevel, Facts, Manifest
+from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Facts, Manifest
 from opsctl.postgres.encodings import read_name
 from opsctl.postgres.tools import Child, Tools
-from opsctl.repository import Repository
+from opsctl.repository import Backup, Repository
 from opsctl.stream import Advance, check_stored, load
 
 Outcome = Literal["pass", "fail", "unknown"]
@@ -48,6 +48,27 @@ class Verification:
     notes: tuple[str, ...] = ()
     """What was not examined, though nothing is wrong with that."""
 
+    restore_seconds: float | None = None
+    """How long the restore of a drill took."""
+
+
+def due(
+    backups: Sequence[Backup], level: EvidenceLevel, *, before: datetime | None = None, at_most: int | None = None
+) -> list[Backup]:
+    """Those with a copy that nobody has examined down to ``level`` since ``before``; the longest unseen ones first.
+
+    Run again and again, every backup has its turn. Pure.
+    """
+    rank = EVIDENCE_LEVELS.index(level)
+    never = datetime.min.replace(tzinfo=UTC)
+
+    def examined_at(backup: Backup) -> datetime:
+        last = ([e.at for e in copy.evidence if EVIDENCE_LEVELS.index(e.level) >= rank] for copy in backup.copies)
+        return min(max(times, default=never) for times in last)
+
+    waiting = sorted(backups, key=lambda backup: (examined_at(backup), backup.created_at, backup.id))
+    return [backup for backup in waiting if before is None or examined_at(backup) < before][:at_most]
+
 
 def verify_backup(
     manifest: Manifest,
@@ -67,7 +88,7 @@ def verify_backup(
     try:
         _, manifest = repository.reread(manifest)
         keys.require_signature(repository, manifest)
-        problems = _check_stored(manifest, repository, start_progress)
+        problems = check_files(manifest, repository, start_progress)
     except (Refused, BackupDamaged) as error:
         return Verification(manifest.id, repository.name, "fail", None, (error.message,))
     except RepositoryUnreachable as error:
@@ -95,9 +116,8 @@ def verify_backup(
     return Verification(manifest.id, repository.name, outcome, reached, tuple(problems), notes)
 
 
-def _check_stored(
-    manifest: Manifest, repository: Repository, start_progress: Callable[[str, int], Advance]
-) -> list[str]:
+def check_files(manifest: Manifest, repository: Repository, start_progress: Callable[[str, int], Advance]) -> list[str]:
+    """Read every file whole and compare its digest; what is damaged."""
     problems = []
     advance = start_progress("reading", manifest.stored_bytes)
     for stored in manifest.files:

@@ -1,9 +1,11 @@
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from opsctl.cli.catalog import choose_backup, read_catalog
-from opsctl.cli.output import Outcome
+from opsctl.cli.output import Outcome, duration
 from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, UsageError
 from opsctl.manifest import EVIDENCE_LEVELS, choose
 
@@ -12,26 +14,86 @@ if TYPE_CHECKING:
     from opsctl.repository import Backup, Catalog, Incomplete
     from opsctl.verify import Verification
 
+OUTCOMES = {"pass": "pass", "fail": "fail", "unknown": "could not verify"}
+
 BackupIds = Annotated[
     list[str] | None,
     typer.Argument(metavar="ID", help="Backups to verify; the newest of each database by default."),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Verify every backup.")]
+DrillOption = Annotated[
+    bool, typer.Option("--drill", help="Restore them into a throwaway server and compare everything with the facts.")
+]
+SinceOption = Annotated[
+    int | None,
+    typer.Option("--since-days", metavar="N", min=0, help="Of all backups, those not verified in the last N days."),
+]
+SampleOption = Annotated[
+    int | None,
+    typer.Option("--sample", metavar="N", min=1, help="Of those, N at most: the ones longest not verified."),
+]
 
 
-def verify(session: "Session", backup_ids: BackupIds = None, all_backups: AllOption = False) -> Outcome:
+@dataclass(frozen=True)
+class Wanted:
+    """Which backups were asked for, and how closely to look."""
+
+    ids: list[str]
+    every: bool
+    since_days: int | None
+    sample: int | None
+    drill: bool
+
+    @property
+    def spreads(self) -> bool:
+        return self.since_days is not None or self.sample is not None
+
+
+def verify(
+    session: "Session",
+    backup_ids: BackupIds = None,
+    all_backups: AllOption = False,
+    drill: DrillOption = False,
+    since_days: SinceOption = None,
+    sample: SampleOption = None,
+) -> Outcome:
     """Read backups back: every file's digest, then the dump decoded and its rows counted. Needs no server.
 
-    A damaged backup is named, and the rest is verified all the same.
+    A damaged backup is named, and the rest is verified all the same. --drill restores them as well, see opsctl drill.
+    --since-days and --sample spread the work over many runs.
 
     Example: [bold]opsctl verify --all[/bold]
     """
-    if backup_ids and all_backups:
-        raise UsageError("Name backups, or use --all, not both.")
-    backups, damaged = _chosen(session, backup_ids, all_backups=all_backups)
+    return _verified(session, Wanted(backup_ids or [], all_backups, since_days, sample, drill))
+
+
+def drill(
+    session: "Session",
+    backup_ids: BackupIds = None,
+    all_backups: AllOption = False,
+    since_days: SinceOption = None,
+    sample: SampleOption = None,
+) -> Outcome:
+    """Restore backups into a throwaway server, compare everything with the facts, and record what that proves.
+
+    The server is made of PostgreSQL's programs on this host, or is the one of drill.scratch_url. It is removed
+    afterwards, after a kill by the next drill. Three outcomes: pass, fail (exit code 15), unknown (3): the backup could
+    not be judged here, and why.
+
+    Example: [bold]opsctl drill latest[/bold]
+    """
+    return _verified(session, Wanted(backup_ids or [], all_backups, since_days, sample, drill=True))
+
+
+def _verified(session: "Session", wanted: Wanted) -> Outcome:
+    if wanted.ids and (wanted.every or wanted.spreads):
+        raise UsageError("Name backups, or use --all, --since-days and --sample, not both.")
+    backups, damaged = _chosen(session, wanted)
+    if wanted.drill:
+        session.remove_drill_leftovers()
     results = [_unreadable(each) for each in damaged]
-    results += [_verify(session, backup) for backup in backups]
-    text = [f"{each['outcome']:7} {each['id']}  {_told(each)}" for each in results]
+    results += [_verify(session, backup, drill=wanted.drill) for backup in backups]
+    text = [f"{OUTCOMES[each['outcome']]:16} {each['id']}  {_told(each)}" for each in results]
     fields = {"verified": len(results), "failed": sum(each["outcome"] == "fail" for each in results)}
     outcomes = {each["outcome"] for each in results}
     if "fail" in outcomes:
@@ -39,24 +101,27 @@ def verify(session: "Session", backup_ids: BackupIds = None, all_backups: AllOpt
         error = BackupDamaged(f"Damaged: {names}.", hint="Take a new backup; restore from an intact one only.")
         return Outcome({"backups": results}, text, error=error, fields=fields)
     code = ExitCode.ATTENTION if "unknown" in outcomes else ExitCode.DONE
-    return Outcome({"backups": results}, text, code, fields=fields)
+    return Outcome({"backups": results}, text or ["Every backup was verified lately enough."], code, fields=fields)
 
 
-def _chosen(
-    session: "Session", backup_ids: list[str] | None, *, all_backups: bool
-) -> tuple[list["Backup"], list["Incomplete"]]:
+def _chosen(session: "Session", wanted: Wanted) -> tuple[list["Backup"], list["Incomplete"]]:
     """The backups to verify, and the ones whose manifest cannot be read: those are damaged for certain."""
-    if backup_ids:
-        return [choose_backup(session, each) for each in backup_ids], []
+    if wanted.ids:
+        return [choose_backup(session, each) for each in wanted.ids], []
     catalog = read_catalog(session)
     damaged = [each for each in catalog.incomplete if each.reason != "interrupted"]
     backups = catalog.backups
-    if not all_backups:
+    if not backups and not damaged:
+        raise NoSuchBackup("There is no backup yet.", hint="`opsctl backup` takes one.")
+    if wanted.spreads:
+        from opsctl.verify import due
+
+        before = session.clock() - timedelta(days=wanted.since_days) if wanted.since_days is not None else None
+        return due(backups, "restored" if wanted.drill else "stored", before=before, at_most=wanted.sample), damaged
+    if not wanted.every:
         backups = _newest(session, catalog)
         newest = {backup.database: backup.id for backup in backups}  # ids of one database sort by time
         damaged = [each for each in damaged if each.id >= newest.get(each.database, "")]
-    if not backups and not damaged:
-        raise NoSuchBackup("There is no backup yet.", hint="`opsctl backup` takes one.")
     return backups, damaged
 
 
@@ -65,27 +130,16 @@ def _newest(session: "Session", catalog: "Catalog") -> list["Backup"]:
     return [choose(catalog.backups, f"latest:{name}", now=session.clock()) for name in sorted(databases)]
 
 
-def _verify(session: "Session", backup: "Backup") -> dict[str, Any]:
+def _verify(session: "Session", backup: "Backup", *, drill: bool) -> dict[str, Any]:
     """Verify every copy of a backup; the worst outcome counts."""
-    from opsctl.verify import verify_backup
-
-    found: list[Verification] = []
-    for copy in backup.copies:
-        verification = verify_backup(
-            copy.manifest,
-            session.repositories[copy.repository],
-            session.tools_of(backup.database),
-            session.keys,
-            clock=session.clock,
-            start_progress=lambda doing, total: session.progress(f"{backup.id}: {doing}", total),
-        )
-        session.output.stop_progress()
-        found.append(verification)
+    found = _drill_copies(session, backup) if drill else _read_copies(session, backup)
+    session.output.stop_progress()
+    for verification in found:
         if verification.outcome != "pass":
             session.log().error(
                 "verify.failed" if verification.outcome == "fail" else "verify.unknown",
                 backup_id=backup.id,
-                repository=copy.repository,
+                repository=verification.repository,
                 problems=list(verification.problems),
             )
     outcomes = [each.outcome for each in found]
@@ -96,9 +150,30 @@ def _verify(session: "Session", backup: "Backup") -> dict[str, Any]:
         "evidence": None if None in levels else min(levels, key=lambda level: EVIDENCE_LEVELS.index(str(level))),
         "problems": [f"{each.repository}: {problem}" for each in found for problem in each.problems],
         "notes": [f"{each.repository}: {note}" for each in found for note in each.notes],
-        "restore_seconds": None,
+        "restore_seconds": max((each.restore_seconds or 0 for each in found), default=0) or None,
         "repositories": [{"name": each.repository, "outcome": each.outcome} for each in found],
     }
+
+
+def _read_copies(session: "Session", backup: "Backup") -> "list[Verification]":
+    from opsctl.verify import verify_backup
+
+    return [
+        verify_backup(
+            copy.manifest,
+            session.repositories[copy.repository],
+            session.tools_of(backup.database),
+            session.keys,
+            clock=session.clock,
+            start_progress=lambda doing, total: session.progress(f"{backup.id}: {doing}", total),
+        )
+        for copy in backup.copies
+    ]
+
+
+def _drill_copies(session: "Session", backup: "Backup") -> "list[Verification]":
+    copies = [(session.repositories[copy.repository], copy.manifest) for copy in backup.copies]
+    return session.drills_of(backup.database).verify(copies)
 
 
 def _unreadable(incomplete: "Incomplete") -> dict[str, Any]:
@@ -114,4 +189,6 @@ def _unreadable(incomplete: "Incomplete") -> dict[str, Any]:
 
 
 def _told(result: dict[str, Any]) -> str:
-    return "; ".join(result["problems"] or [str(result["evidence"]), *result["notes"]])
+    seconds = result["restore_seconds"]
+    proven = f"{result['evidence']}, restored in {duration(seconds)}" if seconds else str(result["evidence"])
+    return "; ".join(result["problems"] or [proven, *result["notes"]])

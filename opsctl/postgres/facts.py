@@ -261,6 +261,19 @@ def _compare_extensions(expected: Iterable[ExtensionFacts], found: set[str]) -> 
     return (f"extension {extension.name} is missing" for extension in expected if extension.name not in found)
 
 
+def compare_objects(expected: Facts, found: Facts) -> list[str]:
+    """What differs besides the rows where owners were restored, too: what each role owns, for one."""
+    theirs = {owned.role: owned.count for owned in found.owners}
+    differing = [
+        difference
+        for owned in expected.owners
+        for difference in _differing(f"objects of {owned.role}", owned.count, theirs.get(owned.role, 0))
+    ]
+    missing = sorted(set(expected.superuser_objects) - set(found.superuser_objects))
+    encodings = _differing("encoding", expected.database.encoding, found.database.encoding)
+    return [*differing, *(f"{name} is missing" for name in missing), *encodings]
+
+
 def _differing(what: str, expected: Any, found: Any) -> Iterable[str]:
     if expected is not None and found is not None and expected != found:
         yield f"{what}: {expected} in the backup, {found} restored"
