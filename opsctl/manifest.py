@@ -102,6 +102,7 @@ class Facts:
     large_objects_hash: str | None = None
     owners: tuple[OwnedObjects, ...] = ()
     superuser_objects: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int | None:

@@ -94,7 +94,7 @@ class Restore:
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
-        target = inspect_target(self.server, self.database, self.manifest.facts.tables)
+        target = inspect_target(self.server, self.database, self.manifest.facts.tables, self.manifest.facts.requires)
         options = replace(self.options, replica_count=len(self.swap_settings.replicas))
         return plan_restore(
             self.manifest, target, options, database=self.database, now=now, other_obstacles=self._obstacles()
