@@ -26,7 +26,7 @@ from opsctl.repository import Repository
 from opsctl.restore import Restore
 from opsctl.restore_plan import RestoreOptions
 from opsctl.stream import Advance
-from opsctl.verify import Outcome, Verification, check_files
+from opsctl.verify import Outcome, Verification, check_files, check_schema
 
 LEVELS: dict[str, EvidenceLevel] = {"none": "restored", "counts": "counted", "content": "content"}
 OPTIONS = RestoreOptions(into=True, no_tablespaces=True, accept_unknown_disk=True)
@@ -72,6 +72,7 @@ class _Result:
     notes: tuple[str, ...] = ()
     restore_seconds: float | None = None
     server: str | None = None
+    pg_restore: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Drills:
                 "drill": result.server is not None,
                 "restore_seconds": result.restore_seconds,
                 "server": result.server,
+                "pg_restore_version": result.pg_restore,
                 "opsctl_version": __version__,
                 "assertions": len(self.assertions),
             }
@@ -182,24 +184,30 @@ class Drills:
 
     def _run(self, restore: Restore, notes: list[str], server: DrillServer, description: str) -> _Result:
         manifest = restore.manifest
+        version = restore.binaries.version
         level = LEVELS[manifest.facts.level]
         started = time.monotonic()
         try:
             _, restored = restore.execute(clock=self.clock, start_progress=self.start_progress)
         except CopyDiffers as error:
             seconds = time.monotonic() - started
-            return _Result("fail", level, error.differences, tuple(notes), seconds, description)
+            return _Result("fail", level, error.differences, tuple(notes), round(seconds, 3), description, version)
         except BackupDamaged as error:
-            return _Result("fail", "restored", (error.message,), tuple(notes), None, description)
+            return _Result("fail", "restored", (error.message,), tuple(notes), None, description, version)
         except RestoreFailed as error:
             if server.stopped_because() or not _is_the_backups(error.message, manifest, restore.server.info.major):
                 raise
-            return _Result("fail", "restored", (error.message,), tuple(notes), None, description)
+            return _Result("fail", "restored", (error.message,), tuple(notes), None, description, version)
         seconds = time.monotonic() - started
-        problems = [*self._objects(restore.server, manifest.facts), *self._asserted(restore.server)]
+        identities = self.keys.identities if manifest.encryption else None
+        problems = [
+            *check_schema(manifest, restore.repository, self.tools, identities),
+            *self._objects(restore.server, manifest.facts),
+            *self._asserted(restore.server),
+        ]
         outcome: Outcome = "fail" if problems else "pass"
         remarks = (*notes, *restored.warnings)
-        return _Result(outcome, level, tuple(problems), remarks, round(seconds, 3), description)
+        return _Result(outcome, level, tuple(problems), remarks, round(seconds, 3), description, version)
 
     def _objects(self, server: Server, facts: Facts) -> list[str]:
         with server.connect() as connection:

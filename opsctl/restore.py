@@ -103,14 +103,16 @@ class Restore:
     def _obstacles(self) -> Iterator[str]:
         """Why the backup cannot be read here, or may not be trusted."""
         try:
-            self._binaries()
+            _ = self.binaries
         except (ConfigurationError, ServiceFailed, ServicesUnreachable) as error:
             yield f"{error.message.rstrip('.')} ({error.hint})"
         if self.options.jobs > 1 and not self.tools.reads_files:
             yield 'tools = "service" loads with one session (leave --jobs out)'
         yield from self.keys.obstacles(self.repository, self.manifest)
 
-    def _binaries(self) -> Binaries:
+    @property
+    def binaries(self) -> Binaries:
+        """The pg_restore that suits archive and server. Raises ConfigurationError."""
         return self.tools.for_restore(archive_major=self.manifest.pg_dump_major, server_major=self.server.info.major)
 
     def execute(
@@ -203,7 +205,7 @@ class Restore:
         return swap_with_hooks(self.server, swap, self.swap_settings, self.tools)
 
     def _load(self, database: str, advance: Advance, flags: list[str]) -> None:
-        binaries = self._binaries()
+        binaries = self.binaries
         options = self.options
         flags = [
             *flags,

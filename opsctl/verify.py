@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from opsctl.background import in_background
+from opsctl.encryption import Identities
 from opsctl.errors import (
     BackupDamaged,
     ConfigurationError,
+    DumpFailed,
     OpsctlError,
     Refused,
     RepositoryUnreachable,
@@ -19,7 +22,7 @@ from opsctl.errors import (
 from opsctl.keys import Keys
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Facts, Manifest
 from opsctl.postgres.encodings import read_name
-from opsctl.postgres.tools import Child, Tools
+from opsctl.postgres.tools import Child, ContentsReader, Tools, schema_digest
 from opsctl.repository import Backup, Repository
 from opsctl.stream import Advance, check_stored, load
 
@@ -148,7 +151,32 @@ def _check_decoded(
         return [error.message]
     if code != 0:
         return [child.failure(BackupDamaged, "while decoding the dump").message]
-    return list(_differences(manifest.facts, counted))
+    return [*check_schema(manifest, repository, tools, identities), *_differences(manifest.facts, counted)]
+
+
+def check_schema(
+    manifest: Manifest, repository: Repository, tools: Tools, identities: Identities | None
+) -> Iterator[str]:
+    """Whether the archive's commands are those that were dumped; only the same pg_restore writes them the same."""
+    binaries = tools.of_version(manifest.pg_dump_version)
+    expected = manifest.facts.schema_sha256
+    if binaries is None or expected is None:
+        return
+    with repository.open(manifest, manifest.dump) as file, tools.schema(binaries) as child:
+        reader = ContentsReader(child)
+        sql = in_background(reader.listing)
+        for chunk in load(manifest.dump, file, lambda _count: None, identities):
+            reader.feed(chunk)
+            if not reader.is_open:
+                break
+        reader.end()
+        try:
+            found = schema_digest(sql.result())
+        except DumpFailed as error:
+            yield error.message
+            return
+        if found != expected:
+            yield "the definitions of tables and other objects in the dump are not those of the manifest"
 
 
 class _Feeding:
