@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from opsctl import __version__
-from opsctl.drill_servers import DATABASE, Candidate, DrillServer
+from opsctl.drill_servers import Candidate, DrillServer
 from opsctl.errors import BackupDamaged, CopyDiffers, OpsctlError, QueryFailed, Refused, RestoreFailed
 from opsctl.keys import Keys
 from opsctl.manifest import EvidenceLevel, Facts, Manifest
@@ -21,6 +21,7 @@ from opsctl.postgres.databases import create_staging, drop_database
 from opsctl.postgres.facts import compare_objects, read_facts
 from opsctl.postgres.server import Server
 from opsctl.postgres.session import read_value
+from opsctl.postgres.swap import staging_name
 from opsctl.postgres.tools import Tools
 from opsctl.repository import Repository
 from opsctl.restore import Restore
@@ -132,14 +133,27 @@ class Drills:
                 problems = (*problems, f"the evidence could not be recorded: {error.message}")
         reached = result.level if result.outcome == "pass" else "stored" if result.level != "stored" else None
         return Verification(
-            manifest.id, repository.name, result.outcome, reached, problems, result.notes, result.restore_seconds
+            backup_id=manifest.id,
+            repository=repository.name,
+            outcome=result.outcome,
+            evidence=reached,
+            problems=problems,
+            notes=result.notes,
+            restore_seconds=result.restore_seconds,
+            restored_on=result.server,
         )
 
     def _drilled(self, repository: Repository, manifest: Manifest) -> _Result:
         try:
             self.keys.require_identity(repository, manifest)
+            identities = self.keys.identities if manifest.encryption else None
+            problems = tuple(check_schema(manifest, repository, self.tools, identities))
+        except BackupDamaged as error:
+            problems = (error.message,)
         except OpsctlError as error:
             return _Result("unknown", None, (error.message,))
+        if problems:
+            return _Result("fail", "decoded", problems)
         reasons = []
         for candidate in self.candidates(manifest):
             result = None
@@ -199,12 +213,7 @@ class Drills:
                 raise
             return _Result("fail", "restored", (error.message,), tuple(notes), None, description, version)
         seconds = time.monotonic() - started
-        identities = self.keys.identities if manifest.encryption else None
-        problems = [
-            *check_schema(manifest, restore.repository, self.tools, identities),
-            *self._objects(restore.server, manifest.facts),
-            *self._asserted(restore.server),
-        ]
+        problems = [*self._objects(restore.server, manifest.facts), *self._asserted(restore.server)]
         outcome: Outcome = "fail" if problems else "pass"
         remarks = (*notes, *restored.warnings)
         return _Result(outcome, level, tuple(problems), remarks, round(seconds, 3), description, version)
@@ -256,7 +265,7 @@ def _as_superuser(restore: Restore, server: DrillServer, reason: str) -> tuple[R
 
 def _locale_problem(restore: Restore) -> str | None:
     """Why a database with the backup's locale cannot be made; tried, because only that tells."""
-    probe = f"{DATABASE}__locale"
+    probe = staging_name(restore.database, "00000000")  # removed with the drill's other leftovers
     properties = replace(restore.manifest.facts.database, owner=restore.server.info.user)
     server = restore.server
     try:

@@ -54,6 +54,9 @@ class Verification:
     restore_seconds: float | None = None
     """How long the restore of a drill took."""
 
+    restored_on: str | None = None
+    """The server it was restored into."""
+
 
 def due(
     backups: Sequence[Backup], level: EvidenceLevel, *, before: datetime | None = None, at_most: int | None = None

@@ -151,6 +151,7 @@ def _verify(session: "Session", backup: "Backup", *, drill: bool) -> dict[str, A
         "problems": [f"{each.repository}: {problem}" for each in found for problem in each.problems],
         "notes": [f"{each.repository}: {note}" for each in found for note in each.notes],
         "restore_seconds": max((each.restore_seconds or 0 for each in found), default=0) or None,
+        "restored_on": next((each.restored_on for each in found if each.restored_on), None),
         "repositories": [{"name": each.repository, "outcome": each.outcome} for each in found],
     }
 
@@ -184,11 +185,13 @@ def _unreadable(incomplete: "Incomplete") -> dict[str, Any]:
         "problems": [f"{incomplete.repository}: {incomplete.reason}"],
         "notes": [],
         "restore_seconds": None,
+        "restored_on": None,
         "repositories": [{"name": incomplete.repository, "outcome": "fail"}],
     }
 
 
 def _told(result: dict[str, Any]) -> str:
     seconds = result["restore_seconds"]
-    proven = f"{result['evidence']}, restored in {duration(seconds)}" if seconds else str(result["evidence"])
+    restored = f", restored in {duration(seconds)} by {result['restored_on']}" if seconds else ""
+    proven = f"{result['evidence']}{restored}"
     return "; ".join(result["problems"] or [proven, *result["notes"]])
