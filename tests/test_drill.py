@@ -169,15 +169,11 @@ def content_backup(run_opsctl, back_up, only_backup, rich):
     return only_backup(run_opsctl.work / "backups")
 
 
-def as_text(binaries, archive, *flags):
-    """What pg_restore writes of an archive, without what is random; None when it cannot read it."""
-    done = subprocess.run(
-        [binaries.path("pg_restore"), "-f", "-", *flags], check=False, input=archive, capture_output=True
-    )
-    lines = done.stdout.splitlines()
-    return (
-        None if done.returncode else [line for line in lines if not line.startswith((b"\\restrict", b"\\unrestrict"))]
-    )
+def as_text(binaries, archive):
+    """What pg_restore writes of an archive, without remarks and what is random; None when it cannot read it."""
+    done = subprocess.run([binaries.path("pg_restore"), "-f", "-"], check=False, input=archive, capture_output=True)
+    apart = (b"\\restrict", b"\\unrestrict", b"-- ")
+    return None if done.returncode else [line for line in done.stdout.splitlines() if not line.startswith(apart)]
 
 
 def hidden_flips(stored, binaries, places):
@@ -198,7 +194,7 @@ def test_damage_that_the_digests_hide_is_found(content_backup, cluster, drills, 
     harmless = 0
     for place, is_harmless in hidden_flips(content_backup, cluster.binaries, lambda size: range(40, size, size // 4)):
         (found,) = drilled.verify([copy_of(content_backup)])
-        assert found.outcome == ("pass" if is_harmless else "fail"), (place, found)
+        assert is_harmless or found.outcome == "fail", (place, found)
         harmless += is_harmless
     assert harmless < 4
     assert drilled.verify([copy_of(content_backup)])[0].outcome == "pass"

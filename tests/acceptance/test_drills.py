@@ -150,7 +150,8 @@ def flipped(data, place):
 def test_every_hidden_flip_that_changes_something(run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_path):
     """500 single bits of the dump, every digest made to fit: decoding or restoring tells of each that matters.
 
-    What matters is what pg_restore makes of the archive: a flip that leaves that as it was is none.
+    What matters is what pg_restore makes of the archive, remarks apart. Half of them go into
+    definitions and small rows, half anywhere.
     """
     back_up(rich, "content")
     stored = only_backup(run_opsctl.work / "backups")
@@ -158,8 +159,10 @@ def test_every_hidden_flip_that_changes_something(run_opsctl, rich, back_up, onl
     before = as_text(cluster.binaries, plain)
     drills = Drills(lambda _: [Here(cluster, tmp_path)], tools, Keys(), now, no_progress)
     caught = {"decoded": 0, "restored": 0, "harmless": 0}
-    for number in range(FLIPS):
-        changed = flipped(plain, number * len(plain) // FLIPS)
+    small = plain.index(b"long long")
+    places = [(number // 2) * 2 * (len(plain), small)[number % 2] // FLIPS for number in range(FLIPS)]
+    for number, place in enumerate(places):
+        changed = flipped(plain, place)
         stored.replace_dump(changed)
         repository, manifest = copy_of(stored)
         decoded = verify_backup(manifest, repository, tools, Keys(), clock=now, start_progress=no_progress)
@@ -177,7 +180,10 @@ def test_every_hidden_flip_that_changes_something(run_opsctl, rich, back_up, onl
 
 
 def as_text(binaries, archive):
-    """What pg_restore writes of an archive, without what is random; None when it cannot read it."""
+    """What pg_restore writes of an archive, without what is random, remarks and the values of sequences.
+
+    A sequence may stand further on than it did: that is no damage. None when pg_restore cannot read the archive.
+    """
     done = subprocess.run([binaries.path("pg_restore"), "-f", "-"], check=False, input=archive, capture_output=True)
-    random = (b"\\restrict", b"\\unrestrict")
-    return None if done.returncode else [line for line in done.stdout.splitlines() if not line.startswith(random)]
+    apart = (b"\\restrict", b"\\unrestrict", b"-- ", b"SELECT pg_catalog.setval(")
+    return None if done.returncode else [line for line in done.stdout.splitlines() if not line.startswith(apart)]
