@@ -173,10 +173,27 @@ def test_every_hidden_flip_that_changes_something(run_opsctl, rich, back_up, onl
             caught["harmless"] += 1
         else:
             (found,) = drills.verify([(repository, manifest)])
-            assert found.outcome == "fail", (number, found)
-            caught["restored"] += 1
+            # Some values can be written in two ways: " .5" is 0.5.
+            same = found.outcome == "pass" and as_restored(cluster, changed) == as_restored(cluster, plain)
+            assert same or found.outcome == "fail", (number, found)
+            caught["harmless" if same else "restored"] += 1
     assert sum(caught.values()) == FLIPS
     assert caught["restored"] > FLIPS / 4, caught
+
+
+def as_restored(cluster, archive):
+    """What pg_dump writes of a database into which pg_restore has loaded the archive: it asks the server, not us."""
+    url = cluster.url("independent")
+    with Server(url).connect("postgres") as connection:
+        connection.execute("CREATE DATABASE independent TEMPLATE template0")
+        try:
+            load = [cluster.binaries.path("pg_restore"), "--exit-on-error", "-d", url]
+            subprocess.run(load, input=archive, check=True, capture_output=True)
+            dump = [cluster.binaries.path("pg_dump"), "-Fc", "-Z0", "-d", url]
+            written = subprocess.run(dump, check=True, capture_output=True).stdout
+        finally:
+            connection.execute("DROP DATABASE independent WITH (FORCE)")
+    return as_text(cluster.binaries, written)
 
 
 def as_text(binaries, archive):
