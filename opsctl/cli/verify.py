@@ -6,6 +6,7 @@ import typer
 
 from opsctl.cli.catalog import choose_backup, read_catalog
 from opsctl.cli.output import Outcome, duration
+from opsctl.cli.run_report import concern
 from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, UsageError
 from opsctl.manifest import EVIDENCE_LEVELS, choose
 
@@ -89,6 +90,7 @@ def _verified(session: "Session", wanted: Wanted) -> Outcome:
     if wanted.ids and (wanted.every or wanted.spreads):
         raise UsageError("Name backups, or use --all, --since-days and --sample, not both.")
     backups, damaged = _chosen(session, wanted)
+    concern(session, sorted({each.database for each in (*backups, *damaged)}))
     if wanted.drill:
         session.remove_drill_leftovers()
     results = [_unreadable(each) for each in damaged]
@@ -146,6 +148,7 @@ def _verify(session: "Session", backup: "Backup", *, drill: bool) -> dict[str, A
     levels = [each.evidence for each in found]
     return {
         "id": backup.id,
+        "database": backup.database,
         "outcome": next((each for each in ("fail", "unknown") if each in outcomes), "pass"),
         "evidence": None if None in levels else min(levels, key=lambda level: EVIDENCE_LEVELS.index(str(level))),
         "problems": [f"{each.repository}: {problem}" for each in found for problem in each.problems],
@@ -180,6 +183,7 @@ def _drill_copies(session: "Session", backup: "Backup") -> "list[Verification]":
 def _unreadable(incomplete: "Incomplete") -> dict[str, Any]:
     return {
         "id": incomplete.id,
+        "database": incomplete.database,
         "outcome": "fail",
         "evidence": None,
         "problems": [f"{incomplete.repository}: {incomplete.reason}"],
