@@ -90,13 +90,15 @@ def _verified(session: "Session", wanted: Wanted) -> Outcome:
     if wanted.ids and (wanted.every or wanted.spreads):
         raise UsageError("Name backups, or use --all, --since-days and --sample, not both.")
     backups, damaged = _chosen(session, wanted)
-    concern(session, sorted({each.database for each in (*backups, *damaged)}))
+    databases = sorted({*(each.database for each in backups), *(each.database for each in damaged)})
+    concern(session, databases)
     if wanted.drill:
         session.remove_drill_leftovers()
     results = [_unreadable(each) for each in damaged]
     results += [_verify(session, backup, drill=wanted.drill) for backup in backups]
     text = [f"{OUTCOMES[each['outcome']]:16} {each['id']}  {_told(each)}" for each in results]
     fields = {"verified": len(results), "failed": sum(each["outcome"] == "fail" for each in results)}
+    fields |= {"database": ",".join(databases)}
     outcomes = {each["outcome"] for each in results}
     if "fail" in outcomes:
         names = ", ".join(each["id"] for each in results if each["outcome"] == "fail")
