@@ -76,8 +76,11 @@ class DrillRecords:
         self._folder = state_path / "drills"
 
     @contextmanager
-    def keep(self, name: str, **content: str) -> Iterator[None]:
-        """Hold the record of a drill. Raises ConfigurationError when the state folder cannot be written."""
+    def keep(self, name: str, **content: str) -> Iterator[Callable[[], None]]:
+        """Hold the record of a drill; call what is given when nothing is left of it, else the next drill sees to it.
+
+        Raises ConfigurationError when the state folder cannot be written.
+        """
         path = self._folder / f"{name}.json"
         with ExitStack() as cleanup:
             try:
@@ -93,8 +96,7 @@ class DrillRecords:
                     f"The state folder {self._folder.parent} cannot be written: {error.strerror}.",
                     hint="Set OPSCTL_STATE_DIR, or path in [state], to a folder this user owns.",
                 ) from error
-            yield
-            path.unlink(missing_ok=True)
+            yield path.unlink
 
     def remove_leftovers(self, open_scratch: Callable[[str], Server] | None) -> list[str]:
         """Remove what killed drills have left, and name it. What cannot be reached now waits for the next drill."""
@@ -150,14 +152,18 @@ class Throwaway:
         settings = _memory_settings(self._memory())
         name = secrets.token_hex(4)
         folder = parent / f"opsctl-drill-{name}"
-        with self.records.keep(name, folder=str(folder)), without_libpq_variables(), ExitStack() as cleanup:
+        with (
+            self.records.keep(name, folder=str(folder)) as forget,
+            without_libpq_variables(),
+            ExitStack() as cleanup,
+        ):
+            cleanup.callback(_clear, folder, forget)
             try:
                 folder.mkdir(mode=0o711)
             except OSError as error:
                 raise OpsctlError(
                     f"{parent} cannot be written: {error.strerror}.", hint="See [drill] folder."
                 ) from error
-            cleanup.callback(remove_remains, folder)
             folder.chmod(0o711)  # whatever the umask: the server's user passes through
             cluster = cleanup.enter_context(
                 throwaway_cluster(
@@ -231,11 +237,17 @@ class Scratch:
             raise OpsctlError(
                 "The scratch server is the very server the backup is of.", hint="[drill] scratch_url names another one."
             )
-        with self.records.keep(name, address=server.address, database=server.database):
+        with self.records.keep(name, address=server.address, database=server.database) as forget:
             try:
                 yield DrillServer(server, None, True, self.state_path, lambda: None)
             finally:
                 _drop_all(server)
+                forget()
+
+
+def _clear(folder: Path, forget: Callable[[], None]) -> None:
+    remove_remains(folder)
+    forget()
 
 
 def _roles(facts: Facts) -> set[str]:

@@ -258,6 +258,7 @@ def test_scratch_server(run_opsctl, cluster_of, cluster, new_database, copy_of, 
     (found,) = drills(scratch).verify([copy])
     assert found.outcome == "unknown"
     assert "roles that the backup needs do not exist here: only_there" in found.problems[0]
+    assert not any((tmp_path / "drills").iterdir())
 
     database.execute("REVOKE SELECT ON t FROM only_there; DROP ROLE only_there")
     shutil.rmtree(run_opsctl.work / "backups")
