@@ -25,12 +25,10 @@ if TYPE_CHECKING:
     from opsctl.cli.announce import Announcer
     from opsctl.cli.output import Output, Run
     from opsctl.config import Config
-    from opsctl.drill import Drills
     from opsctl.encryption import Identities, Recipients
     from opsctl.history import CheckChange, History
     from opsctl.incident import Incidents
     from opsctl.keys import Keys
-    from opsctl.manifest import Manifest
     from opsctl.postgres.server import Server
     from opsctl.postgres.tools import Tools
     from opsctl.repository import Repository
@@ -326,59 +324,6 @@ class Session:
         environment = self.config.child_environment
         place = InsideContainer(lambda: partial(self.runtime.start, self._service_of(database)), environment)
         return Tools(search_path=self.config.search_path, environment=environment, place=place)
-
-    def drills_of(self, database: str) -> "Drills":
-        """How backups of a database are drilled; without assertions when it is not configured any more."""
-        from opsctl.drill import Assertion, Drills
-        from opsctl.drill_servers import Candidate, DrillRecords, Scratch, Throwaway, throwaways
-        from opsctl.postgres.binaries import find_binaries
-        from opsctl.postgres.tools import Tools
-
-        settings, records = self.config.drill, DrillRecords(self.config.state_path)
-        found = find_binaries("initdb", search_path=self.config.search_path)
-
-        def candidates(manifest: "Manifest") -> list[Candidate]:
-            scratch = (
-                [] if settings.scratch_url is None else [Scratch(self.scratch_server, records, self.config.state_path)]
-            )
-            own = [
-                Throwaway(
-                    binaries,
-                    records,
-                    self.config.drill_folder,
-                    settings.max_disk_bytes,
-                    settings.max_memory_bytes,
-                    settings.allow_superuser,
-                )
-                for binaries in throwaways(found, manifest)
-            ]
-            return [*scratch, *own]
-
-        configured = self.config.databases.get(self.config.section_of(database) or "")
-        return Drills(
-            candidates,
-            Tools(search_path=self.config.search_path, environment=self.config.drill_environment),
-            self.keys,
-            self.clock,
-            lambda doing, total: self.progress(f"{database}: {doing}", total),
-            [Assertion(each.sql, each.expect) for each in configured.assertions] if configured else [],
-        )
-
-    def remove_drill_leftovers(self) -> None:
-        """Remove what drills that were killed have left on this host and on the scratch server."""
-        from opsctl.drill_servers import DrillRecords
-
-        open_scratch = self.scratch_server if self.config.drill.scratch_url else None
-        removed = DrillRecords(self.config.state_path).remove_leftovers(open_scratch)
-        if removed:
-            self.log().warning("drill.leftovers_removed", drills=removed)
-
-    def scratch_server(self, database: str) -> "Server":
-        """The server that is lent for drills, with a database of that name."""
-        from opsctl.postgres.server import Server
-
-        url = self.config.drill.scratch_url
-        return Server(url.get_secret_value() if url else "", database=database)
 
     @cached_property
     def runtime(self) -> "ServiceRuntime":

@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,9 @@ from opsctl.manifest import EVIDENCE_LEVELS, choose
 
 if TYPE_CHECKING:
     from opsctl.cli.session import Session
+    from opsctl.drill import Drills
+    from opsctl.manifest import Manifest
+    from opsctl.postgres.server import Server
     from opsctl.repository import Backup, Catalog, Incomplete
     from opsctl.verify import Verification
 
@@ -93,7 +97,7 @@ def _verified(session: "Session", wanted: Wanted) -> Outcome:
     databases = sorted({*(each.database for each in backups), *(each.database for each in damaged)})
     concern(session, databases)
     if wanted.drill:
-        session.remove_drill_leftovers()
+        _remove_leftovers(session)
     results = [_unreadable(each) for each in damaged]
     results += [_verify(session, backup, drill=wanted.drill) for backup in backups]
     text = [f"{OUTCOMES[each['outcome']]:16} {each['id']}  {_told(each)}" for each in results]
@@ -179,7 +183,65 @@ def _read_copies(session: "Session", backup: "Backup") -> "list[Verification]":
 
 def _drill_copies(session: "Session", backup: "Backup") -> "list[Verification]":
     copies = [(session.repositories[copy.repository], copy.manifest) for copy in backup.copies]
-    return session.drills_of(backup.database).verify(copies)
+    return _drills_of(session, backup.database).verify(copies)
+
+
+def _drills_of(session: "Session", database: str) -> "Drills":
+    """How backups of a database are drilled; without assertions when it is not configured any more."""
+    from opsctl.drill import Assertion, Drills
+    from opsctl.drill_servers import Candidate, DrillRecords, Scratch, Throwaway, throwaways
+    from opsctl.postgres.binaries import find_binaries
+    from opsctl.postgres.tools import Tools
+
+    settings, records = session.config.drill, DrillRecords(session.config.state_path)
+    found = find_binaries("initdb", search_path=session.config.search_path)
+
+    def candidates(manifest: "Manifest") -> list[Candidate]:
+        scratch = (
+            []
+            if settings.scratch_url is None
+            else [Scratch(partial(_scratch_server, session), records, session.config.state_path)]
+        )
+        own = [
+            Throwaway(
+                binaries,
+                records,
+                session.config.drill_folder,
+                settings.max_disk_bytes,
+                settings.max_memory_bytes,
+                settings.allow_superuser,
+            )
+            for binaries in throwaways(found, manifest)
+        ]
+        return [*scratch, *own]
+
+    configured = session.config.databases.get(session.config.section_of(database) or "")
+    return Drills(
+        candidates,
+        Tools(search_path=session.config.search_path, environment=session.config.drill_environment),
+        session.keys,
+        session.clock,
+        lambda doing, total: session.progress(f"{database}: {doing}", total),
+        [Assertion(each.sql, each.expect) for each in configured.assertions] if configured else [],
+    )
+
+
+def _remove_leftovers(session: "Session") -> None:
+    """Remove what drills that were killed have left on this host and on the scratch server."""
+    from opsctl.drill_servers import DrillRecords
+
+    open_scratch = partial(_scratch_server, session) if session.config.drill.scratch_url else None
+    removed = DrillRecords(session.config.state_path).remove_leftovers(open_scratch)
+    if removed:
+        session.log().warning("drill.leftovers_removed", drills=removed)
+
+
+def _scratch_server(session: "Session", database: str) -> "Server":
+    """The server that is lent for drills, with a database of that name."""
+    from opsctl.postgres.server import Server
+
+    url = session.config.drill.scratch_url
+    return Server(url.get_secret_value() if url else "", database=database)
 
 
 def _unreadable(incomplete: "Incomplete") -> dict[str, Any]:
