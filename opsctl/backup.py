@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server
 from opsctl.postgres.snapshot import Snapshot, count_in_snapshot, open_snapshot
 from opsctl.postgres.swap import remove_leftovers
-from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables
+from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables, schema_digest
 from opsctl.repository import Repository, segment
 from opsctl.signing import SigningKey
 from opsctl.stream import Advance, Compression, store
@@ -260,15 +260,21 @@ def _stored(
     advance: Advance,
 ) -> tuple[StoredFile, Facts, list[str]]:
     name = plan.file_name(DUMP)
-    with plan.tools.list_archive(binaries) as lister, uploads.file(name) as writer:
-        contents = ContentsReader(lister)
+    with (
+        plan.tools.list_archive(binaries) as lister,
+        plan.tools.schema(binaries) as writing,
+        uploads.file(name) as writer,
+    ):
+        contents, schema = ContentsReader(lister), ContentsReader(writing)
+        sql = in_background(schema.listing)
         counting = _Counting(snapshot, contents)
         try:
-            passing = _passing(chunks, contents)
+            passing = _passing(chunks, contents, schema)
             stored = store(name, passing, writer, plan.compression, advance, plan.recipients)
             contents.end()
+            schema.end()
             _require_success(child, f"after {stored.bytes:,} bytes")
-            return stored, counting.result(), child.warnings
+            return stored, replace(counting.result(), schema_sha256=schema_digest(sql.result())), child.warnings
         except BaseException:
             counting.cancel()
             raise
@@ -305,10 +311,11 @@ class _Counting:
         self._thread.join(timeout=10)
 
 
-def _passing(chunks: Iterable[bytes], contents: ContentsReader) -> Iterator[bytes]:
-    """The dump's bytes; their beginning is shown to the reader of contents as well."""
+def _passing(chunks: Iterable[bytes], *readers: ContentsReader) -> Iterator[bytes]:
+    """The dump's bytes; their beginning is shown to the readers as well."""
     for chunk in chunks:
-        contents.feed(chunk)
+        for reader in readers:
+            reader.feed(chunk)
         yield chunk
 
 

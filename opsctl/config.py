@@ -12,6 +12,8 @@ import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from socket import gethostname
 from typing import Any, Literal
@@ -83,6 +85,7 @@ class Config:
         self.schedule = file.schedule
         self.doctor = file.doctor
         self.runbook = file.runbook
+        self.drill = file.drill
         self.encryption = file.encryption
         self.signing = file.signing
         self.http = {**_endpoints_of(file.services), **file.http}
@@ -286,6 +289,11 @@ class Config:
         return {**{key: value for key, value in actor.items() if value}, "host": gethostname(), "pid": os.getpid()}
 
     @property
+    def drill_folder(self) -> Path | None:
+        """Where the files of drills go, if that is configured."""
+        return self.drill.folder and (self.folder / self.drill.folder.expanduser()).absolute()
+
+    @property
     def search_path(self) -> list[str]:
         """The folders of PATH."""
         return [folder for folder in self.variables.get("PATH", os.defpath).split(os.pathsep) if folder]
@@ -328,9 +336,17 @@ class Config:
         return {**kept, "LC_MESSAGES": "C"}
 
     @property
+    def drill_environment(self) -> dict[str, str]:
+        """The same for programs that speak to a server of our own: no ``PG*`` variable points them elsewhere."""
+        return {name: value for name, value in self.child_environment.items() if not name.startswith("PG")}
+
+    @property
     def file_holds_secrets(self) -> bool:
         """Whether a secret stands in opsctl.toml itself."""
-        given = (url for each in self.databases.values() for url in (each.url, each.direct_url, *each.replica_urls))
+        given: Iterator[SecretStr | None] = (
+            url for each in self.databases.values() for url in (each.url, each.direct_url, *each.replica_urls)
+        )
+        given = chain(given, [self.drill.scratch_url])
         in_urls = any(True for url in given if url for _ in url_secrets(url.get_secret_value()))
         in_urls = in_urls or any(True for _ in url_secrets(self.pushgateway_url or ""))
         in_endpoints = bool(self._file_endpoints or any(each.headers for each in self.http.values()))
@@ -342,6 +358,7 @@ class Config:
         for settings in self.databases.values():
             given = (settings.url, settings.direct_url, *settings.replica_urls)
             urls += [url.get_secret_value() for url in given if url is not None]
+        urls += [self.drill.scratch_url.get_secret_value()] if self.drill.scratch_url else []
         urls += [self.variables.get(settings.url_env, "") for settings in self.databases.values() if settings.url_env]
         urls += [self.sentry_dsn or "", self.pushgateway_url or "", self.variables.get("DATABASE_URL", "")]
         for url in urls:
@@ -436,6 +453,16 @@ def _default_state_path(variables: Mapping[str, str]) -> Path:
         return Path(variables["XDG_STATE_HOME"]) / "opsctl"
     home = variables.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
     return Path(home) / ".local/state/opsctl"
+
+
+@contextmanager
+def without_libpq_variables() -> Iterator[None]:
+    """Hide the caller's ``PG*`` variables, which libpq reads by itself, from connections made within this context."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PG")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def load_config(explicit: Path | None = None, *, working_folder: Path | None = None) -> Config:

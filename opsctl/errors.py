@@ -10,6 +10,7 @@ OpsctlError                      1
 ├── NoSuchBackup                14   no backup of that name, or none at all
 ├── NoSuchIncident              14   no incident of that name, or none that is open
 ├── BackupDamaged               15   stored bytes are not what the manifest says
+│   └── CopyDiffers             15   a restored copy is not what the backup's facts say
 ├── TimelineChanged             15   an incident's timeline is not what was written
 ├── Refused                     16   a confirmation or a precondition is missing; nothing was changed
 ├── DumpFailed                   1   pg_dump ended with an error, or in the middle
@@ -25,6 +26,7 @@ OpsctlError                      1
 Errors are named for a state or in the past tense. Each says what happened (message) and what to do (hint).
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import IntEnum
 
@@ -127,6 +129,17 @@ class NoSuchIncident(OpsctlError):
 class BackupDamaged(OpsctlError):
     exit_code = ExitCode.BACKUP_DAMAGED
     code = "backup_damaged"
+
+
+class CopyDiffers(BackupDamaged):
+    """``differences`` has a sentence for each; the message, the first few."""
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        super().__init__(
+            f"The restored copy differs from the backup: {'; '.join(differences[:5])}.",
+            hint="`opsctl verify` examines the backup itself.",
+        )
+        self.differences = tuple(differences)
 
 
 class TimelineChanged(OpsctlError):

@@ -102,6 +102,9 @@ class Facts:
     large_objects_hash: str | None = None
     owners: tuple[OwnedObjects, ...] = ()
     superuser_objects: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    schema_sha256: str | None = None
+    """Of the archive's commands, as the pg_restore of the same version as pg_dump writes them."""
 
     @property
     def rows(self) -> int | None:

@@ -12,6 +12,7 @@ from typing import IO
 from opsctl.errors import (
     BackupDamaged,
     ConfigurationError,
+    CopyDiffers,
     OpsctlError,
     Refused,
     RestoreFailed,
@@ -19,7 +20,7 @@ from opsctl.errors import (
     ServicesUnreachable,
 )
 from opsctl.keys import Keys
-from opsctl.manifest import Facts, Manifest
+from opsctl.manifest import DatabaseProperties, Facts, Manifest
 from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.databases import (
     apply_properties,
@@ -88,10 +89,12 @@ class Restore:
     state_path: Path
     swap_settings: SwapSettings = field(default_factory=SwapSettings)
     keys: Keys = field(default_factory=Keys)
+    is_checked: bool = False
+    """Whether the stored dump was hashed a moment ago."""
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
-        target = inspect_target(self.server, self.database, self.manifest.facts.tables)
+        target = inspect_target(self.server, self.database, self.manifest.facts.tables, self.manifest.facts.requires)
         options = replace(self.options, replica_count=len(self.swap_settings.replicas))
         return plan_restore(
             self.manifest, target, options, database=self.database, now=now, other_obstacles=self._obstacles()
@@ -100,14 +103,16 @@ class Restore:
     def _obstacles(self) -> Iterator[str]:
         """Why the backup cannot be read here, or may not be trusted."""
         try:
-            self._binaries()
+            _ = self.binaries
         except (ConfigurationError, ServiceFailed, ServicesUnreachable) as error:
             yield f"{error.message.rstrip('.')} ({error.hint})"
         if self.options.jobs > 1 and not self.tools.reads_files:
             yield 'tools = "service" loads with one session (leave --jobs out)'
         yield from self.keys.obstacles(self.repository, self.manifest)
 
-    def _binaries(self) -> Binaries:
+    @property
+    def binaries(self) -> Binaries:
+        """The pg_restore that suits archive and server. Raises ConfigurationError."""
         return self.tools.for_restore(archive_major=self.manifest.pg_dump_major, server_major=self.server.info.major)
 
     def execute(
@@ -126,8 +131,9 @@ class Restore:
                     f"The restore would not work: {plan.blockers[0]}.", hint="`opsctl restore --plan` shows all."
                 )
             dump = self.manifest.dump
-            with self.repository.open(self.manifest, dump) as file:
-                check_stored(dump, file, start_progress("checking", dump.stored_bytes))
+            if not self.is_checked:
+                with self.repository.open(self.manifest, dump) as file:
+                    check_stored(dump, file, start_progress("checking", dump.stored_bytes))
             advance = start_progress("restoring", dump.bytes)
             if plan.staging_database is None:
                 restored = self._overwrite(plan, advance)
@@ -157,7 +163,7 @@ class Restore:
             try:
                 # The backup's encoding and locale, the live database's owner.
                 owner = self.server.info.user if self._owner_falls_away(plan) else plan.properties.owner
-                create_staging(connection, staging, replace(self.manifest.facts.database, owner=owner))
+                create_staging(connection, staging, replace(self._own_properties, owner=owner))
                 properties = replace(plan.properties, acl=None) if self.options.no_privileges else plan.properties
                 privileges = grants(connection, staging, properties)
                 refused = apply_properties(connection, staging, properties, rehearse=True)
@@ -179,6 +185,11 @@ class Restore:
             warnings=(*refused, *unanalyzed, *remarks),
         )
 
+    @property
+    def _own_properties(self) -> DatabaseProperties:
+        properties = self.manifest.facts.database
+        return replace(properties, collate="C", ctype="C") if self.options.c_locale else properties
+
     def _owner_falls_away(self, plan: RestorePlan) -> bool:
         """With ``--no-owner``, a database that is made anew belongs to whoever makes it."""
         return self.options.no_owner and plan.mode == "create"
@@ -194,12 +205,13 @@ class Restore:
         return swap_with_hooks(self.server, swap, self.swap_settings, self.tools)
 
     def _load(self, database: str, advance: Advance, flags: list[str]) -> None:
-        binaries = self._binaries()
+        binaries = self.binaries
         options = self.options
         flags = [
             *flags,
             *(["--no-owner"] if options.no_owner else []),
             *(["--no-privileges"] if options.no_privileges else []),
+            *(["--no-tablespaces"] if options.no_tablespaces else []),
             *([f"--role={options.role}"] if options.role else []),
         ]
         with self.repository.open(self.manifest, self.manifest.dump) as file:
@@ -248,10 +260,7 @@ class Restore:
         with self.server.connect(database) as connection:
             differences = compare(facts, present_facts(connection, database, facts.level))
             if differences:
-                raise BackupDamaged(
-                    f"The restored copy differs from the backup: {'; '.join(differences[:5])}.",
-                    hint="`opsctl verify` examines the backup itself.",
-                )
+                raise CopyDiffers(differences)
             remarks = gather_statistics(connection)
         return {"none": "restored", "counts": "counted", "content": "content"}[facts.level], remarks
 

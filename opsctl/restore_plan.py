@@ -33,6 +33,9 @@ class RestoreOptions:
     in_place: bool = False
     no_owner: bool = False
     no_privileges: bool = False
+    no_tablespaces: bool = False
+    c_locale: bool = False
+    """Sort and classify text as C does, because the server lacks the backup's locale."""
     role: str | None = None
     jobs: int = 1
     accept_unknown_disk: bool = False
@@ -157,6 +160,8 @@ def _server_obstacles(manifest: Manifest, target: Target, mode: Mode) -> Iterato
             )
         if properties.locale_provider not in target.locale_providers:
             yield f"the server has no {properties.locale_provider} locales"
+    for lacking in target.lacks:
+        yield f"the server has no {lacking}, which objects of the backup use"
     for extension in manifest.facts.extensions:
         if extension.name not in target.available_extensions:
             yield f"extension {extension.name} {extension.version} is not installed on the server"

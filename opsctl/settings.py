@@ -33,6 +33,13 @@ from opsctl.settings_types import (
 M = TypeVar("M", bound=BaseModel)
 
 
+class AssertionSettings(Settings):
+    """``[[databases.<name>.assertions]]``: a query that drills put to the restored database."""
+
+    sql: Annotated[str, Field(min_length=1)]
+    expect: bool | int | float | str = True
+
+
 class DatabaseSettings(Settings):
     """``[databases.<name>]``: one PostgreSQL database opsctl looks after."""
 
@@ -57,6 +64,7 @@ class DatabaseSettings(Settings):
     before_swap: str | None = None
     after_swap: str | None = None
     keep_previous: Duration | None = None
+    assertions: tuple[AssertionSettings, ...] = ()
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatabaseSettings":
@@ -203,6 +211,16 @@ class ScheduleSettings(Settings):
     doctor: Cron | None = None
 
 
+class DrillSettings(Settings):
+    """``[drill]``: where backups are restored to be proven, and what that may take."""
+
+    scratch_url: PostgresUrl | None = None
+    folder: Path | None = None
+    max_disk_bytes: Annotated[int, Field(gt=0)] | None = None
+    max_memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    allow_superuser: bool = False
+
+
 class TlsSettings(Settings):
     """``[tls.<name>]``: a server whose certificate should be good, for the checks."""
 
@@ -256,6 +274,7 @@ class FileSettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     doctor: DoctorSettings = DoctorSettings()
     runbook: RunbookSettings = RunbookSettings()
+    drill: DrillSettings = DrillSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     signing: SigningSettings = SigningSettings()
     http: dict[str, HttpSettings] = {}

@@ -2,14 +2,17 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
+from opsctl.background import in_background
+from opsctl.encryption import Identities
 from opsctl.errors import (
     BackupDamaged,
     ConfigurationError,
+    DumpFailed,
     OpsctlError,
     Refused,
     RepositoryUnreachable,
@@ -17,10 +20,10 @@ from opsctl.errors import (
     ServicesUnreachable,
 )
 from opsctl.keys import Keys
-from opsctl.manifest import EvidenceLevel, Facts, Manifest
+from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Facts, Manifest
 from opsctl.postgres.encodings import read_name
-from opsctl.postgres.tools import Child, Tools
-from opsctl.repository import Repository
+from opsctl.postgres.tools import Child, ContentsReader, Tools, schema_digest
+from opsctl.repository import Backup, Repository
 from opsctl.stream import Advance, check_stored, load
 
 Outcome = Literal["pass", "fail", "unknown"]
@@ -48,6 +51,30 @@ class Verification:
     notes: tuple[str, ...] = ()
     """What was not examined, though nothing is wrong with that."""
 
+    restore_seconds: float | None = None
+    """How long the restore of a drill took."""
+
+    restored_on: str | None = None
+    """The server it was restored into."""
+
+
+def due(
+    backups: Sequence[Backup], level: EvidenceLevel, *, before: datetime | None = None, at_most: int | None = None
+) -> list[Backup]:
+    """Those with a copy that nobody has examined down to ``level`` since ``before``; the longest unseen ones first.
+
+    Run again and again, every backup has its turn. Pure.
+    """
+    rank = EVIDENCE_LEVELS.index(level)
+    never = datetime.min.replace(tzinfo=UTC)
+
+    def examined_at(backup: Backup) -> datetime:
+        last = ([e.at for e in copy.evidence if EVIDENCE_LEVELS.index(e.level) >= rank] for copy in backup.copies)
+        return min(max(times, default=never) for times in last)
+
+    waiting = sorted(backups, key=lambda backup: (examined_at(backup), backup.created_at, backup.id))
+    return [backup for backup in waiting if before is None or examined_at(backup) < before][:at_most]
+
 
 def verify_backup(
     manifest: Manifest,
@@ -67,7 +94,7 @@ def verify_backup(
     try:
         _, manifest = repository.reread(manifest)
         keys.require_signature(repository, manifest)
-        problems = _check_stored(manifest, repository, start_progress)
+        problems = check_files(manifest, repository, start_progress)
     except (Refused, BackupDamaged) as error:
         return Verification(manifest.id, repository.name, "fail", None, (error.message,))
     except RepositoryUnreachable as error:
@@ -95,9 +122,8 @@ def verify_backup(
     return Verification(manifest.id, repository.name, outcome, reached, tuple(problems), notes)
 
 
-def _check_stored(
-    manifest: Manifest, repository: Repository, start_progress: Callable[[str, int], Advance]
-) -> list[str]:
+def check_files(manifest: Manifest, repository: Repository, start_progress: Callable[[str, int], Advance]) -> list[str]:
+    """Read every file whole and compare its digest; what is damaged."""
     problems = []
     advance = start_progress("reading", manifest.stored_bytes)
     for stored in manifest.files:
@@ -128,7 +154,32 @@ def _check_decoded(
         return [error.message]
     if code != 0:
         return [child.failure(BackupDamaged, "while decoding the dump").message]
-    return list(_differences(manifest.facts, counted))
+    return [*check_schema(manifest, repository, tools, identities), *_differences(manifest.facts, counted)]
+
+
+def check_schema(
+    manifest: Manifest, repository: Repository, tools: Tools, identities: Identities | None
+) -> Iterator[str]:
+    """Whether the archive's commands are those that were dumped; only the same pg_restore writes them the same."""
+    binaries = tools.of_version(manifest.pg_dump_version)
+    expected = manifest.facts.schema_sha256
+    if binaries is None or expected is None:
+        return
+    with repository.open(manifest, manifest.dump) as file, tools.schema(binaries) as child:
+        reader = ContentsReader(child)
+        sql = in_background(reader.listing)
+        for chunk in load(manifest.dump, file, lambda _count: None, identities):
+            reader.feed(chunk)
+            if not reader.is_open:
+                break
+        reader.end()
+        try:
+            found = schema_digest(sql.result())
+        except DumpFailed as error:
+            yield error.message
+            return
+        if found != expected:
+            yield "the definitions of tables and other objects in the dump are not those of the manifest"
 
 
 class _Feeding:

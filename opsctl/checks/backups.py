@@ -195,7 +195,7 @@ def judge_evidence(database: str, backups: Sequence[Backup], thresholds: Thresho
         remedy=None
         if status == "ok"
         else Remedy(
-            "Restore the newest one beside, look at it, drop it.", f"opsctl restore latest:{database} --into rehearsal"
+            "Restore the newest one into a throwaway server, now and regularly.", f"opsctl drill latest:{database}"
         ),
     )
 
@@ -281,7 +281,7 @@ CHECKS = (
         reads="what is recorded about verifications and restores of the backups",
         why="A backup that nobody has restored is a hope. 30 days is how much of it one can live with. A newest backup"
         " that failed its verification is critical.",
-        fix="Restore the newest backup beside the live database, from time to time.",
+        fix="Drill the newest backup, regularly ([schedule] drill): `opsctl drill`.",
         thresholds=Thresholds(warn=30 * 86400),
         unit="s",
         after_one=AFTER_ONE,

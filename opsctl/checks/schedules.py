@@ -11,18 +11,24 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opsctl.checks.backups import AFTER_ONE, backed_up, backup_schedule, backups_of
+from opsctl.checks.backups import AFTER_ONE, RESTORED, backed_up, backup_schedule, backups_of
 from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import spoken
+from opsctl.schedule import Schedule
 
 if TYPE_CHECKING:
     from opsctl.config import Config
     from opsctl.repository import Backup
-    from opsctl.schedule import Schedule
 
 NOT_CONFIGURED = "No schedule is configured ([schedule] backup)."
-RUNS_BACKUPS = re.compile(r"\bopsctl\b.*\s(backup|run-scheduled)\b")
+NO_DRILLS = "No schedule of drills is configured ([schedule] drill)."
+RUNS = {
+    "backup": re.compile(r"\bopsctl\b.*\s(backup|run-scheduled)\b"),
+    "drill": re.compile(r"\bopsctl\b.*\s(drill|run-scheduled|verify\s.*--drill)\b"),
+}
+"""What a line looks like that runs the job of that name."""
+
 CRON_FILES = ("etc/crontab", "etc/cron.d/*", "etc/cron.hourly/*", "etc/cron.daily/*", "var/spool/cron/crontabs/*")
 UNIT_FOLDERS = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system")
 CRONTAB_SECONDS = 3
@@ -31,18 +37,27 @@ EARLY = timedelta(minutes=1)
 
 
 def scheduled(scope: Scope) -> Iterable[Target]:
-    return [Target()] if scope.config.schedule.backup else []
+    return [Target()] if jobs(scope.config) else []
 
 
 def scheduled_databases(scope: Scope) -> Iterable[Target]:
     return backed_up(scope) if scope.config.schedule.backup else []
 
 
+def drilled_databases(scope: Scope) -> Iterable[Target]:
+    return backed_up(scope) if scope.config.schedule.drill else []
+
+
+def jobs(config: "Config") -> list[str]:
+    """The jobs of [schedule] that a scheduler has to run."""
+    return [job for job in RUNS if getattr(config.schedule, job)]
+
+
 def check_installed(scope: Scope, _target: str, _thresholds: Thresholds) -> Finding:
     config = scope.config
-    line = crontab_line(config)
     text = own_crontab(config)
-    return judge_installed([*entries(text, "crontab"), *system_entries(Path("/"))], line)
+    found = {job: [*entries(text, "crontab", job), *system_entries(Path("/"), job)] for job in jobs(config)}
+    return judge_installed(found, {job: crontab_line(config, job) for job in found})
 
 
 def own_crontab(config: "Config") -> str:
@@ -64,17 +79,17 @@ def own_crontab(config: "Config") -> str:
     return answer.stdout.decode("utf-8", "replace")
 
 
-def system_entries(root: Path) -> Iterator[str]:
+def system_entries(root: Path, job: str = "backup") -> Iterator[str]:
     """The same from the files of cron and systemd below ``root``, as far as they may be read."""
     for pattern in CRON_FILES:
         for path in sorted(root.glob(pattern)):
-            yield from entries(_text(path), str(path))
+            yield from entries(_text(path), str(path), job)
     for folder in (root / each for each in UNIT_FOLDERS):
         for timer in sorted(folder.glob("*.timer")):
             named = re.search(r"^Unit\s*=\s*(\S+)", _text(timer), re.MULTILINE)
             service = folder / (named[1] if named else f"{timer.stem}.service")
             is_enabled = any((each / "timers.target.wants" / timer.name).is_symlink() for each in folders_of(root))
-            if is_enabled and re.search(rf"^ExecStart\s*=.*{RUNS_BACKUPS.pattern}", _text(service), re.MULTILINE):
+            if is_enabled and re.search(rf"^ExecStart\s*=.*{RUNS[job].pattern}", _text(service), re.MULTILINE):
                 yield str(timer)
 
 
@@ -82,10 +97,10 @@ def folders_of(root: Path) -> Iterator[Path]:
     return (root / each for each in UNIT_FOLDERS)
 
 
-def entries(text: str, source: str) -> Iterator[str]:
-    """The places in a crontab or script that run backups: ``/etc/crontab:12``."""
+def entries(text: str, source: str, job: str = "backup") -> Iterator[str]:
+    """The places in a crontab or script that run a job: ``/etc/crontab:12``."""
     for number, line in enumerate(text.splitlines(), start=1):
-        if RUNS_BACKUPS.search(line) and not line.lstrip().startswith("#"):
+        if RUNS[job].search(line) and not line.lstrip().startswith("#"):
             yield f"{source}:{number}"
 
 
@@ -96,32 +111,37 @@ def _text(path: Path) -> str:
         return ""
 
 
-def crontab_line(config: "Config") -> str:
+def crontab_line(config: "Config", job: str = "backup") -> str:
     """What a crontab needs: cron knows neither this folder nor much of PATH."""
     found = shutil.which("opsctl", path=os.pathsep.join(config.search_path))
     program = shlex.quote(found) if found else f"{shlex.quote(sys.executable)} -m opsctl"
     file = Path(config.source)
     named = f" --config {shlex.quote(config.source)}" if file.is_absolute() else ""
-    command = f"cd {shlex.quote(str(config.folder))} && {program} backup --quiet{named}"
-    return f"{config.schedule.backup} {command.replace('%', chr(92) + '%')}"
+    command = f"cd {shlex.quote(str(config.folder))} && {program} {job} --quiet{named}"
+    return f"{getattr(config.schedule, job)} {command.replace('%', chr(92) + '%')}"
 
 
-def judge_installed(found: list[str], line: str) -> Finding:
-    if found:
-        return Finding(
-            "ok", f"Backups are scheduled in {', '.join(found)}.", value=len(found), details={"found": found}
-        )
-    add = f"(crontab -l 2>/dev/null; echo {shlex.quote(line)}) | crontab -"
+def judge_installed(found: dict[str, list[str]], lines: dict[str, str]) -> Finding:
+    """Whether something runs each job; ``lines`` are what a crontab would need."""
+    missing = [job for job, places in found.items() if not places]
+    places = sorted({place for each in found.values() for place in each})
+    if not missing:
+        scheduled_jobs = " and ".join(f"{job}s" for job in found).capitalize()
+        text = f"{scheduled_jobs} are scheduled in {', '.join(places)}."
+        return Finding("ok", text, value=len(places), details={"found": places})
+    wanted = [lines[job] for job in missing]
+    add = "; ".join(f"echo {shlex.quote(line)}" for line in wanted)
+    commands = " or ".join(f"`opsctl {job}`" for job in missing)
     return Finding(
         "warn",
-        "Neither a crontab nor an enabled systemd timer that may be read here runs `opsctl backup`.",
-        value=0,
+        f"Neither a crontab nor an enabled systemd timer that may be read here runs {commands}.",
+        value=len(places),
         code="not_installed",
-        details={"line": line},
+        details={"line": wanted[0], "lines": wanted, "found": places},
         remedy=Remedy(
-            "Add this line; cron reads its times in the machine's own time zone. If another scheduler does it, disable"
-            " this check.",
-            add,
+            f"Add {'this line' if len(wanted) == 1 else 'these lines'}; cron reads its times in the machine's own time"
+            " zone. If another scheduler does it, disable this check.",
+            f"(crontab -l 2>/dev/null; {add}) | crontab -",
         ),
     )
 
@@ -133,7 +153,7 @@ def check_ran(scope: Scope, target: str, _thresholds: Thresholds) -> Finding:
     return judge_ran(target, backups_of(scope, target), schedule, now=scope.clock())
 
 
-def judge_ran(database: str, backups: "list[Backup]", schedule: "Schedule", *, now: datetime) -> Finding:
+def judge_ran(database: str, backups: "list[Backup]", schedule: Schedule, *, now: datetime) -> Finding:
     """Whether a backup was begun since the last expected run. One may take a quarter of the interval."""
     interval = schedule.interval(now)
     expected = schedule.last_run(now - interval / 4) if interval else None
@@ -157,14 +177,49 @@ def judge_ran(database: str, backups: "list[Backup]", schedule: "Schedule", *, n
     )
 
 
+def check_drilled(scope: Scope, target: str, _thresholds: Thresholds) -> Finding:
+    settings = scope.config.schedule
+    if settings.drill is None:  # there is no target then
+        return Finding("skip", NO_DRILLS)
+    schedule = Schedule(settings.drill, settings.timezone)
+    return judge_drilled(target, backups_of(scope, target), schedule, now=scope.clock())
+
+
+def judge_drilled(database: str, backups: "list[Backup]", schedule: Schedule, *, now: datetime) -> Finding:
+    """Whether a drill has judged a backup since the last expected one. It may take a quarter of the interval."""
+    interval = schedule.interval(now)
+    expected = schedule.last_run(now - interval / 4) if interval else None
+    if not backups:
+        return Finding("skip", "There is no backup yet, see backup.age.")
+    if expected is None or all(expected < each.created_at for each in backups):
+        return Finding("ok", "No drill was expected yet.")
+    judged = (each for backup in backups for copy in backup.copies for each in copy.evidence if each.level in RESTORED)
+    latest = max((each.at for each in judged if each.at <= now), default=None)
+    details = {"expected_at": expected.isoformat(), "last_at": latest.isoformat() if latest else None}
+    if latest is not None and latest >= expected - EARLY:
+        return Finding("ok", f"The drill of {expected:%Y-%m-%d %H:%M} UTC was made.", details=details)
+    late = spoken((now - expected).total_seconds())
+    return Finding(
+        "warn",
+        f"The drill of {expected:%Y-%m-%d %H:%M} UTC, {late} ago, has left no evidence about {database}.",
+        code="missed",
+        details=details,
+        remedy=Remedy(
+            "Make it now. If it says why it could not judge the backup, see to that; else see in the log of cron or of"
+            " the timer why it did not happen.",
+            f"opsctl drill latest:{database}",
+        ),
+    )
+
+
 CHECKS = (
     Check(
         id="schedule.installed",
-        title="something on this host runs the backups",
+        title="something on this host runs the backups and drills",
         probe=check_installed,
         reads="`crontab -l`, /etc/crontab, /etc/cron.*, the crontabs of other users and systemd's enabled timers, as"
-        " far as they may be read: whether one runs `opsctl backup`",
-        why="[schedule] says when backups should run; it does not run them.",
+        " far as they may be read: whether one runs `opsctl backup`, and `opsctl drill` when that is scheduled",
+        why="[schedule] says when backups and drills should run; it does not run them.",
         fix="Add the line that the finding shows to the crontab. Where another host or scheduler does it, disable this"
         " check.",
         targets=scheduled,
@@ -182,5 +237,17 @@ CHECKS = (
         after_one=AFTER_ONE,
         targets=scheduled_databases,
         not_configured=NOT_CONFIGURED,
+    ),
+    Check(
+        id="schedule.drilled",
+        title="the last scheduled drill was made",
+        probe=check_drilled,
+        reads="whether there is evidence of a restore, pass or fail, since the last time that [schedule] expected a"
+        " drill, after a quarter of the interval",
+        why="A drill that ends with unknown every week proves nothing, and nothing else tells of it for a month.",
+        fix="Make the drill now, and see to what it names; else see in the log of cron or of the timer.",
+        after_one=AFTER_ONE,
+        targets=drilled_databases,
+        not_configured=NO_DRILLS,
     ),
 )

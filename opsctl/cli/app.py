@@ -39,6 +39,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("list", BACKUPS, catalog.list_backups),
     ("show", BACKUPS, catalog.show),
     ("verify", BACKUPS, verify.verify),
+    ("drill", BACKUPS, verify.drill),
     ("restore", BACKUPS, restore.restore),
     ("export", BACKUPS, catalog.export),
     ("sync", BACKUPS, sync.sync),

@@ -18,6 +18,16 @@ from urllib.parse import quote
 
 from opsctl.errors import OpsctlError
 from opsctl.postgres.binaries import Binaries
+from opsctl.postgres.cluster_files import (
+    PREFIX,
+    children,
+    copy_tree,
+    enterable_folder,
+    find_account,
+    is_running,
+    make_socket_folder,
+    open_for_reading,
+)
 from opsctl.postgres.processes import die_with_parent
 
 SUPERUSER = "postgres"
@@ -36,9 +46,6 @@ _FAST = {
 }
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _PORT = 5432
-_HIGHEST_PORT = 65535
-_SOCKET_PATH_LIMIT = 107
-_SHORT_FOLDER = Path("/tmp")  # noqa: S108
 _FAST_SHUTDOWN_SECONDS = 30
 _IMMEDIATE_SHUTDOWN_SECONDS = 10
 
@@ -51,24 +58,36 @@ def throwaway_cluster(
     settings: Mapping[str, str] = _NO_SETTINGS,
     listen: bool = False,
     os_users: Sequence[str] = ("postgres", "nobody"),
+    superuser: str = SUPERUSER,
+    niceness: int = 0,
     timeout_seconds: float = 60,
 ) -> Iterator["Cluster"]:
     """A running server of its own on a unix socket; every trace of it is gone afterwards.
 
     It lives in a new folder inside ``folder`` (default: where temporary files go). ``settings`` win over the ones
     here. ``listen`` adds 127.0.0.1, with a password. As root it runs as the first of ``os_users`` there is, because
-    PostgreSQL refuses root. It ends with the thread that called this, even when that is killed; its files stay then.
+    PostgreSQL refuses root. It ends with the thread that called this, even when that is killed; its files stay then,
+    for :func:`remove_remains`.
     Raises OpsctlError, with the end of the server's log, when it does not answer within ``timeout_seconds``.
     """
     with ExitStack() as cleanup:
         try:
-            account = _account(os_users)
-            home = Path(tempfile.mkdtemp(prefix="opsctl-", dir=folder or _temporary_folder(account)))
+            account = find_account(os_users)
+            home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder or enterable_folder(account)))
             cleanup.callback(shutil.rmtree, home)
             home.chmod(0o711)  # the server's account passes through; the log and the programs stay ours
-            sockets = _socket_folder(home)
+            sockets = make_socket_folder(home)
             cleanup.callback(shutil.rmtree, sockets, ignore_errors=True)
-            cluster = Cluster(binaries, home, sockets, account=account, listen=listen, timeout_seconds=timeout_seconds)
+            cluster = Cluster(
+                binaries,
+                home,
+                sockets,
+                account=account,
+                listen=listen,
+                superuser=superuser,
+                niceness=niceness,
+                timeout_seconds=timeout_seconds,
+            )
             cleanup.callback(cluster.kill)  # should Ctrl-C come while it stops
             cleanup.callback(cluster.stop)
             cluster.create(settings)
@@ -91,6 +110,8 @@ class Cluster:
         *,
         account: pwd.struct_passwd | None,
         listen: bool,
+        superuser: str,
+        niceness: int,
         timeout_seconds: float,
     ) -> None:
         self.binaries = binaries
@@ -98,12 +119,13 @@ class Cluster:
         self.socket_folder = socket_folder
         self.data = folder / "data"
         self.log = folder / "log"
-        self.user = SUPERUSER
+        self.user = superuser
         self.port = _free_port() if listen else _PORT
         self.password = secrets.token_urlsafe(18)
         """For connections over TCP; the socket, in a folder of its own, asks for none."""
         self._listen_addresses = "127.0.0.1" if listen else ""
         self._account = account
+        self._niceness = niceness
         self._timeout_seconds = timeout_seconds
         self._programs = binaries.folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -113,10 +135,15 @@ class Cluster:
         """The running server's process id."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
-    def url(self, database: str = "postgres") -> str:
-        """How to connect over the unix socket: as superuser, without a password."""
-        host = quote(str(self.socket_folder), safe="")
-        return f"postgresql:///{quote(database, safe='')}?host={host}&port={self.port}&user={self.user}"
+    @property
+    def os_user(self) -> str | None:
+        """The operating system's user it runs as, where that is not ours."""
+        return self._account.pw_name if self._account else None
+
+    def url(self, database: str = "postgres", *, user: str | None = None) -> str:
+        """How to connect over the unix socket: as superuser if no user is named, without a password."""
+        host, name = quote(str(self.socket_folder), safe=""), quote(user or self.user, safe="")
+        return f"postgresql:///{quote(database, safe='')}?host={host}&port={self.port}&user={name}"
 
     def tcp_url(self, database: str = "postgres") -> str:
         """How to connect over TCP, for a server that listens: with the password in the URL."""
@@ -144,6 +171,8 @@ class Cluster:
                 preexec_fn=die_with_parent(signal.SIGQUIT),  # noqa: PLW1509
                 **self._as_account(),
             )
+        with suppress(ProcessLookupError):  # its sessions inherit it, and with it their share of the disk
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, self._niceness)
         self._wait_until_ready(started_at)
 
     def stop(self) -> None:
@@ -168,7 +197,7 @@ class Cluster:
         if self._process is None:
             return
         self._process.send_signal(signal.SIGSTOP)  # no new backends while they are listed
-        backends = _children(self._process.pid)
+        backends = children(self._process.pid)
         self._process.kill()
         for pid in backends:
             with suppress(ProcessLookupError):
@@ -176,7 +205,7 @@ class Cluster:
         self._process.wait()
         self._process = None
         deadline = time.monotonic() + _IMMEDIATE_SHUTDOWN_SECONDS
-        while any(_is_running(pid) for pid in backends) and time.monotonic() < deadline:
+        while any(is_running(pid) for pid in backends) and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def restart(self) -> None:
@@ -196,11 +225,11 @@ class Cluster:
         copy = package / installation.name
         for part in (self.binaries.folder.name, "lib", "share"):
             if (installation / part).is_dir():
-                _copy_tree(installation / part, copy / part)
+                copy_tree(installation / part, copy / part)
         libraries = installation.parent.with_name(installation.parent.name + ".libs")
         if libraries.is_dir():
-            _copy_tree(libraries, package.with_name(libraries.name))
-        _open_for_reading(self.folder / "programs")
+            copy_tree(libraries, package.with_name(libraries.name))
+        open_for_reading(self.folder / "programs")
         return copy / self.binaries.folder.name
 
     def _can_run(self, programs: Path) -> bool:
@@ -310,40 +339,6 @@ class Cluster:
         return arguments
 
 
-def _account(os_users: Sequence[str]) -> pwd.struct_passwd | None:
-    """Who runs the server when root asks for one; None: whoever asks."""
-    if os.geteuid() != 0:
-        return None
-    for name in os_users:
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
-    raise OpsctlError(
-        f"PostgreSQL does not run as root, and there is no user {' or '.join(os_users)} to run it as.",
-        hint="Create one (`useradd --system postgres`), or run opsctl as another user than root.",
-    )
-
-
-def _temporary_folder(account: pwd.struct_passwd | None) -> Path:
-    """Where temporary files go, or /tmp when that is a private folder the server's account cannot enter."""
-    folder = Path(tempfile.gettempdir())
-    if account is None:
-        return folder
-    as_account: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-    enters = subprocess.run(["/usr/bin/test", "-x", folder], check=False, **as_account)
-    return folder if enters.returncode == 0 else _SHORT_FOLDER
-
-
-def _socket_folder(home: Path) -> Path:
-    """A folder for the socket: inside ``home`` where its path is not too long for a socket."""
-    folder = home / "socket"
-    if len(os.fsencode(folder / f".s.PGSQL.{_HIGHEST_PORT}")) > _SOCKET_PATH_LIMIT:
-        return Path(tempfile.mkdtemp(prefix="opsctl-", dir=_SHORT_FOLDER))
-    folder.mkdir(mode=0o700)
-    return folder
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -353,37 +348,3 @@ def _free_port() -> int:
 def _quoted(value: str) -> str:
     """A value in postgresql.conf, where a backslash escapes too."""
     return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
-
-
-def _copy_tree(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.a", "pkgconfig", "pgxs"))
-
-
-def _open_for_reading(folder: Path) -> None:
-    """Let everybody read the copied programs; nobody but us may change them."""
-    for parent, _, files in os.walk(folder):
-        Path(parent).chmod(0o755)
-        for name in files:
-            file = Path(parent, name)
-            file.chmod(0o755 if file.stat().st_mode & 0o100 else 0o644)
-
-
-def _children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (entry / "stat").read_text(errors="replace")
-        except OSError:
-            continue
-        # The name in parentheses may hold anything; the parent's pid is the second field after it.
-        if int(status.rpartition(")")[2].split()[1]) == pid:
-            found.append(int(entry.name))
-    return found
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"

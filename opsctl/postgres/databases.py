@@ -1,6 +1,7 @@
 """Make, describe and drop whole databases: what pg_restore without ``--create`` leaves to others."""
 
 import csv
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from opsctl.manifest import DatabaseProperties, Setting
@@ -9,7 +10,7 @@ from opsctl.postgres.server import attempt, rows
 if TYPE_CHECKING:
     from psycopg.sql import Composed, Identifier
 
-    from opsctl.postgres.server import Connection
+    from opsctl.postgres.server import Connection, Server
 
 LIST_SETTINGS = frozenset(
     {
@@ -48,6 +49,20 @@ def drop_database(connection: "Connection", name: str) -> None:
     from psycopg.sql import SQL, Identifier
 
     connection.execute(SQL("drop database if exists {} with (force)").format(Identifier(name)))
+
+
+def create_bare_roles(superuser: "Server", roles: Iterable[str], *, loader: str) -> None:
+    """Roles of another server, with no right at all, and a login that may give things to each of them.
+
+    None of them is a superuser, whatever it was there: becoming one of them opens no door.
+    """
+    from psycopg.sql import SQL, Identifier
+
+    with superuser.connect(superuser.maintenance_database) as connection:
+        connection.execute(SQL("create role {} login createdb bypassrls").format(Identifier(loader)))
+        for role in sorted(name for name in roles if not name.startswith("pg_")):
+            connection.execute(SQL("create role {}").format(Identifier(role)))
+            connection.execute(SQL("grant {} to {}").format(Identifier(role), Identifier(loader)))
 
 
 def gather_statistics(connection: "Connection") -> list[str]:

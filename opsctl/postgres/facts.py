@@ -16,6 +16,7 @@ from opsctl.manifest import (
     TableFacts,
 )
 from opsctl.postgres.privileges import read_owners, read_superuser_objects
+from opsctl.postgres.requirements import read_requirements
 from opsctl.postgres.server import one, rows
 
 if TYPE_CHECKING:
@@ -25,9 +26,26 @@ FactsLevel = Literal["none", "counts", "content"]
 
 PINNED = (
     "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set bytea_output = 'hex';"
-    "set extra_float_digits = 1; set lc_monetary = 'C'; set row_security = off; set xmlbinary = 'base64'"
+    "set extra_float_digits = 1; set lc_monetary = 'C'; set row_security = off; set xmlbinary = 'base64';"
+    "set max_parallel_workers_per_gather = 4"
 )
-"""Settings that change how a value reads as text, and row security, which would hide rows from a count."""
+"""Settings that change how a value reads as text, and row security, which would hide rows from a count.
+
+Counting and hashing run in the server's parallel workers, as many as it has to spare. More sessions would not do:
+each had to lock the tables anew, and would queue behind a TRUNCATE that waits for the snapshot's end.
+"""
+
+LARGE_OBJECTS = f"""
+    with recursive chunk(id, number, bytes, sha256) as (
+        select m.oid, 0::bigint, length(data), sha256(data)
+        from pg_largeobject_metadata m, lateral lo_get(m.oid, 0, {1 << 23}) as data
+        union all
+        select id, number + 1, length(data), sha256(data)
+        from chunk, lateral lo_get(id, (number + 1) * {1 << 23}, {1 << 23}) as data where bytes = {1 << 23})
+    select coalesce(sum(hashtextextended(
+        id::text || case when number > 0 then '+' || number || ' ' else '' end || encode(sha256, 'hex'), 0
+    )::numeric), 0) from chunk"""
+"""In pieces of 8 MiB: one of several GB does not fit into a value."""
 
 
 TABLES = """
@@ -88,6 +106,7 @@ def read_facts(connection: "Connection", database: str, level: FactsLevel) -> Fa
         database=read_properties(connection, database),
         owners=tuple(read_owners(connection)),
         superuser_objects=tuple(read_superuser_objects(connection)),
+        requires=tuple(read_requirements(connection)),
     )
 
 
@@ -213,13 +232,9 @@ def count_large_objects(connection: "Connection", level: FactsLevel) -> tuple[in
     count = one(connection, "select count(*) from pg_largeobject_metadata")[0]
     if level == "counts" or not count:
         return count, None
-    query = (
-        "select coalesce(sum(hashtextextended(oid::text || encode(sha256(lo_get(oid)), 'hex'), 0)::numeric), 0)"
-        " from pg_largeobject_metadata"
-    )
     try:
         with connection.transaction():
-            return count, f"{int(one(connection, query)[0]):x}"
+            return count, f"{int(one(connection, LARGE_OBJECTS)[0]):x}"
     except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.OutOfMemory, psycopg.errors.InsufficientPrivilege):
         return count, None
 
@@ -259,6 +274,20 @@ def _compare_sequences(expected: Iterable[SequenceFacts], found: dict[tuple[str,
 
 def _compare_extensions(expected: Iterable[ExtensionFacts], found: set[str]) -> Iterable[str]:
     return (f"extension {extension.name} is missing" for extension in expected if extension.name not in found)
+
+
+def compare_objects(expected: Facts, found: Facts) -> list[str]:
+    """What differs besides the rows where owners were restored, too: what each role owns, for one."""
+    theirs = {owned.role: owned.count for owned in found.owners}
+    # More may be seen of a role that was a server's bootstrap superuser and is an ordinary one here.
+    fewer = [
+        f"objects of {owned.role}: {owned.count} in the backup, {theirs.get(owned.role, 0)} restored"
+        for owned in expected.owners
+        if theirs.get(owned.role, 0) < owned.count
+    ]
+    missing = sorted(set(expected.superuser_objects) - set(found.superuser_objects))
+    encodings = _differing("encoding", expected.database.encoding, found.database.encoding)
+    return [*fewer, *(f"{name} is missing" for name in missing), *encodings]
 
 
 def _differing(what: str, expected: Any, found: Any) -> Iterable[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from opsctl.manifest import DatabaseProperties, TableFacts
 from opsctl.postgres.databases import apply_properties
 from opsctl.postgres.facts import PINNED, count_table, list_tables, read_properties
+from opsctl.postgres.requirements import missing_requirements
 from opsctl.postgres.server import Server, maybe, one, rows
 from opsctl.postgres.swap import find_previous
 
@@ -65,9 +66,14 @@ class Target:
     previous: tuple[str, ...] = ()
     """What earlier swaps put aside, newest first."""
 
+    lacks: tuple[str, ...] = ()
+    """What the backup's objects need, and this server's build or machine has not."""
 
-def inspect_target(server: Server, database: str, tables: tuple[TableFacts, ...]) -> Target:
-    """Look at the server and, if it exists, at ``database``, whose ``tables`` are counted."""
+
+def inspect_target(
+    server: Server, database: str, tables: tuple[TableFacts, ...], requires: tuple[str, ...] = ()
+) -> Target:
+    """Look at the server, whether it has what is required, and, if it exists, at ``database``: count its ``tables``."""
     info = server.info
     with server.connect(server.maintenance_database) as connection:
         return Target(
@@ -90,6 +96,7 @@ def inspect_target(server: Server, database: str, tables: tuple[TableFacts, ...]
             collation_versions=_collation_versions(connection, info.major),
             standbys=_standbys(connection),
             free_bytes=_free_bytes(connection, server),
+            lacks=() if info.in_recovery else tuple(missing_requirements(connection, requires)),
             live=_live(connection, server, database, tables),
             previous=tuple(find_previous(connection, database)),
         )

@@ -1,5 +1,6 @@
 """pg_dump, pg_dumpall and pg_restore: how they are called, and what their endings mean."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -46,6 +47,10 @@ class Tools:
                 hint=self._place.hint,
             )
         return chosen
+
+    def of_version(self, version: str) -> Binaries | None:
+        """The programs of exactly that version, if they are here."""
+        return next((each for each in self._place.find("pg_restore") if each.version == version), None)
 
     def for_restore(self, *, archive_major: int, server_major: int) -> Binaries:
         """pg_restore that reads the archive and suits the server. Raises ConfigurationError."""
@@ -95,6 +100,12 @@ class Tools:
     def list_archive(self, binaries: Binaries) -> Iterator["Child"]:
         """``pg_restore --list`` of an archive written to ``child.stdin``; it reads no further than the contents."""
         with self._start([binaries.path("pg_restore"), "--list"], reads_input=True) as child:
+            yield child
+
+    @contextmanager
+    def schema(self, binaries: Binaries) -> Iterator["Child"]:
+        """All but the data of an archive written to ``child.stdin``, as SQL; it reads no further than the contents."""
+        with self._start([binaries.path("pg_restore"), "--schema-only", "--file=-"], reads_input=True) as child:
             yield child
 
     @contextmanager
@@ -227,13 +238,19 @@ class Child:
                 self.warnings.append(line)
 
 
+def schema_digest(sql: bytes) -> str:
+    """The SHA-256 of what :meth:`Tools.schema` gives, without the lines that are random."""
+    lines = (line for line in sql.splitlines(keepends=True) if not line.startswith((b"\\restrict", b"\\unrestrict")))
+    return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
 def dumped_tables(listing: bytes) -> list[int]:
     """The oids of the tables whose data an archive holds, from its ``pg_restore --list``."""
     return [int(oid) for oid in TABLE_DATA.findall(listing)]
 
 
 class ContentsReader:
-    """Learns an archive's table of contents while its bytes pass by, from ``pg_restore --list``.
+    """Learns what an archive says of itself at its beginning while its bytes pass by, from a pg_restore.
 
     :meth:`feed` it everything, then :meth:`end`. The listing is complete once the archive's beginning has passed,
     long before the dump ends; another thread may wait for it.
@@ -242,6 +259,11 @@ class ContentsReader:
     def __init__(self, child: Child) -> None:
         self._child = child
         self._open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether pg_restore wants more."""
+        return self._open
 
     def feed(self, chunk: bytes) -> None:
         """Hand on the archive's next bytes, until pg_restore has seen enough."""
@@ -257,7 +279,7 @@ class ContentsReader:
         self._child.close_stdin()
 
     def listing(self) -> bytes:
-        """The whole listing; waits for it. Raises DumpFailed when pg_restore cannot read the archive."""
+        """All that pg_restore says; waits for it. Raises DumpFailed when pg_restore cannot read the archive."""
         listing = b"".join(self._child.chunks())
         if self._child.finish() != 0:
             raise self._child.failure(DumpFailed, "while reading the archive's contents")

@@ -292,3 +292,26 @@ def test_a_missed_run_is_critical_before_the_newest_backup_is_old(look, reposito
     assert "2026-11-25 03:00" in missed.message
     repository.copy(tomorrow + timedelta(hours=9))
     assert ran(tomorrow + timedelta(hours=10)).status == "ok"
+
+
+def test_a_missed_drill_warns(look, repository):
+    """Any evidence of a restore since the expected time will do, also a failure; that of a decoding will not."""
+    schedule = '[schedule]\ndrill = "0 5 * * *"'
+    (repository.folder / "evidence").mkdir(exist_ok=True)
+
+    def drilled(hours):
+        now = NOW.replace(hour=0) + timedelta(days=2, hours=hours)
+        return by_id(look(toml(repository, schedule), "schedule.drilled", now=now))["schedule.drilled"]
+
+    def evidence(hours, level):
+        at = NOW.replace(hour=0) + timedelta(days=2, hours=hours)
+        (repository.folder / f"evidence/{at:%Y%m%dT%H%M%S}000000Z-{level}.json").write_text("{}")
+
+    evidence(-18, "content-pass")
+    assert drilled(10).status == "ok"  # it may still be at work
+    evidence(9, "decoded-pass")
+    missed = drilled(12)
+    assert (missed.status, missed.code) == ("warn", "missed")
+    assert missed.remedy.command.startswith("opsctl drill latest:")
+    evidence(9, "counted-fail")
+    assert drilled(12).status == "ok"

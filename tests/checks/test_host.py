@@ -194,6 +194,9 @@ def test_a_schedule_that_nothing_runs(look, crontab):
     assert (there.status, there.details["found"]) == ("ok", ["crontab:1"])
     assert added.status == "ok"
     assert only(look("", "schedule"), "schedule.installed").status == "skip"
+    both = only(look(f'{SCHEDULE}\ndrill = "0 5 * * 0"', "schedule.installed"), "schedule.installed")
+    assert (both.status, "`opsctl drill`" in both.message, "`opsctl backup`" in both.message) == ("warn", True, False)
+    assert "0 5 * * 0 cd " in both.remedy.command
 
 
 def test_crontabs_and_timers_of_the_system(tmp_path):
@@ -206,7 +209,12 @@ def test_crontabs_and_timers_of_the_system(tmp_path):
     (units / "nightly.timer").write_text("[Timer]\nOnCalendar=03:00\nUnit=db.service\n")
     (units / "db.service").write_text("[Service]\nExecStart=/usr/bin/opsctl run-scheduled\n")
 
+    (tmp_path / "etc/cron.d/weekly").write_text(
+        "0 5 * * 0 root opsctl verify --all --drill\n0 6 * * 0 root opsctl list\n"
+    )
+
     assert list(system_entries(tmp_path)) == [f"{tmp_path}/etc/cron.d/opsctl:2"]
+    assert list(system_entries(tmp_path, "drill")) == [f"{tmp_path}/etc/cron.d/weekly:1"]
     (wants / "nightly.timer").symlink_to(units / "nightly.timer")
     assert list(system_entries(tmp_path))[1:] == [f"{units}/nightly.timer"]
 

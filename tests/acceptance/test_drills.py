@@ -1,0 +1,206 @@
+"""Drills of what needs an installed PostgreSQL, and of damage at hundreds of places."""
+
+import subprocess
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from opsctl.drill import Drills
+from opsctl.drill_servers import DrillRecords, DrillServer, Throwaway
+from opsctl.keys import Keys
+from opsctl.manifest import parse_manifest
+from opsctl.postgres.server import Server
+from opsctl.postgres.tools import Tools
+from opsctl.repository import Repository
+from opsctl.storage.local import LocalStorage
+from opsctl.verify import check_files, verify_backup
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1800)]
+
+RICH_SQL = Path(__file__).parents[1] / "rich_schema.sql"
+FLIPS, CUTS = 500, 200
+
+
+def no_progress(*_):
+    return lambda _: None
+
+
+def now():
+    return datetime.now(UTC)
+
+
+@pytest.fixture
+def tools():
+    return Tools(search_path=[], environment={"PATH": "/usr/bin:/bin", "LC_MESSAGES": "C"})
+
+
+@pytest.fixture
+def drill_on(tmp_path, tools):
+    """``drill_on(copy, binaries, …)``: the verification of one copy, on the first of these that can."""
+
+    def drill(copy, *binaries):
+        places = [Throwaway(each, DrillRecords(tmp_path), allow_superuser=True) for each in binaries]
+        (found,) = Drills(lambda _: places, tools, Keys(), now, no_progress).verify([copy])
+        return found
+
+    return drill
+
+
+class Here:
+    """A drill on the server the tests run on: no server has to be started."""
+
+    description = "the tests' own server"
+
+    def __init__(self, cluster, work_path):
+        self._cluster = cluster
+        self._work_path = work_path
+
+    @contextmanager
+    def open(self, manifest):
+        server = Server(self._cluster.url("drill_here"))
+        yield DrillServer(server, None, True, self._work_path, lambda: None)
+        with server.connect("postgres") as connection:
+            connection.execute("DROP DATABASE IF EXISTS drill_here")
+
+
+def copy_of(stored):
+    data = (stored.folder / "manifest.json").read_bytes()
+    return Repository("local", LocalStorage(stored.folder.parents[1])), parse_manifest(data, where="")
+
+
+def test_extensions_of_a_distribution(run_opsctl, cluster_of, new_database, back_up, only_backup, drill_on):
+    """pgcrypto, pg_trgm and hstore with data in them: proven where they are, and named where they are not."""
+    database = new_database(cluster_of(15))
+    database.execute(
+        f"""CREATE EXTENSION pgcrypto; CREATE EXTENSION pg_trgm; CREATE EXTENSION hstore; CREATE ROLE app;
+           ALTER DATABASE {database.name} OWNER TO app;
+           CREATE TABLE t (id int PRIMARY KEY, secret bytea, name text, bag hstore);
+           INSERT INTO t SELECT n, digest(n::text, 'sha256'), 'name ' || n, hstore('n', n::text)
+           FROM generate_series(1, 2000) n;
+           CREATE INDEX ON t USING gin (name gin_trgm_ops); ALTER TABLE t OWNER TO app"""
+    )
+    back_up(database, "content")
+    copy = copy_of(only_backup(run_opsctl.work / "backups"))
+    ours, newer, newest = (cluster_of(major).binaries for major in (15, 16, 18))
+
+    elsewhere = drill_on(copy, newer, newest)
+    assert (elsewhere.outcome, len(elsewhere.problems)) == ("unknown", 2)
+    for name in ("hstore", "pg_trgm", "pgcrypto"):
+        assert f"extension {name}" in elsewhere.problems[0]
+    found = drill_on(copy, newest, ours)
+    assert (found.outcome, found.evidence, found.notes) == ("pass", "content", ())  # no superuser was needed
+
+
+def test_from_15_to_16_and_18(run_opsctl, cluster_of, new_database, back_up, only_backup, drill_on):
+    """Everything an ordinary database holds is the same in newer major versions."""
+    database = new_database(cluster_of(15), "rich")
+    database.execute(RICH_SQL.read_text())
+    back_up(database, "content")
+    copy = copy_of(only_backup(run_opsctl.work / "backups"))
+    for major in (16, 18):
+        found = drill_on(copy, cluster_of(major).binaries)
+        assert (found.outcome, found.evidence) == ("pass", "content"), found
+
+
+def test_kinds_of_values_and_locales(run_opsctl, cluster_of, new_database, back_up, only_backup, drill_on):
+    """XML, ICU and lz4 come with the build: the embedded programs say that they lack them, the distribution's prove."""
+    database = new_database(cluster_of(15))
+    database.execute("""CREATE TABLE t (a xml, b text COLLATE "de-x-icu", c text COMPRESSION lz4)""")
+    database.execute("INSERT INTO t VALUES ('<a>1</a>', 'ä', repeat('long ', 10000))")
+    back_up(database, "content")
+    copy = copy_of(only_backup(run_opsctl.work / "backups"))
+    found = drill_on(copy, cluster_of(16).binaries)
+    assert found.outcome == "unknown"
+    assert all(lacking in found.problems[0] for lacking in ("type xml", "collation de-x-icu", "compression lz4"))
+    assert drill_on(copy, cluster_of(15).binaries).outcome == "pass"
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_every_flip_and_cut_of_stored_files(run_opsctl, saas, only_backup, encrypted):
+    """500 single bits and 200 truncations, anywhere in any file: the digest of the file tells of each."""
+    text = f'[databases.saas]\nurl = "{saas.url}"\n'
+    if encrypted:
+        run = run_opsctl("keygen", "-o", run_opsctl.work / "key", "--json")
+        assert run.returncode == 0, run
+        text += f'[encryption]\nrecipients = ["{run.json["result"]["public_key"]}"]\n'
+    (run_opsctl.work / "opsctl.toml").write_text(text)
+    assert run_opsctl("backup").returncode == 0
+    stored = only_backup(run_opsctl.work / "backups")
+    repository, manifest = copy_of(stored)
+    files = [stored.folder / each.name for each in manifest.files]
+    for count, damage in ((FLIPS, flipped), (CUTS, lambda data, place: data[:place])):
+        for number in range(count):
+            path = files[number % 10 == 0]  # one in ten goes into the small file
+            data = path.read_bytes()
+            path.write_bytes(damage(data, number * len(data) // count))
+            problems = check_files(manifest, repository, no_progress)
+            path.write_bytes(data)
+            assert len(problems) == 1, (path, number)
+    assert check_files(manifest, repository, no_progress) == []
+
+
+def flipped(data, place):
+    changed = bytearray(data)
+    changed[place] ^= 1 << place % 8
+    return bytes(changed)
+
+
+def test_every_hidden_flip_that_changes_something(run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_path):
+    """500 single bits of the dump, every digest made to fit: decoding or restoring tells of each that matters.
+
+    What matters is what pg_restore makes of the archive, remarks apart. Half of them go into
+    definitions and small rows, half anywhere.
+    """
+    back_up(rich, "content")
+    stored = only_backup(run_opsctl.work / "backups")
+    plain = stored.plain_dump()
+    before = as_text(cluster.binaries, plain)
+    drills = Drills(lambda _: [Here(cluster, tmp_path)], tools, Keys(), now, no_progress)
+    caught = {"decoded": 0, "restored": 0, "harmless": 0}
+    small = plain.index(b"long long")
+    places = [(number // 2) * 2 * (len(plain), small)[number % 2] // FLIPS for number in range(FLIPS)]
+    for number, place in enumerate(places):
+        changed = flipped(plain, place)
+        stored.replace_dump(changed)
+        repository, manifest = copy_of(stored)
+        decoded = verify_backup(manifest, repository, tools, Keys(), clock=now, start_progress=no_progress)
+        is_harmless = as_text(cluster.binaries, changed) == before
+        if decoded.outcome == "fail":
+            caught["decoded"] += 1
+        elif is_harmless:
+            caught["harmless"] += 1
+        else:
+            (found,) = drills.verify([(repository, manifest)])
+            # Some values can be written in two ways: " .5" is 0.5.
+            same = found.outcome == "pass" and as_restored(cluster, changed) == as_restored(cluster, plain)
+            assert same or found.outcome == "fail", (number, found)
+            caught["harmless" if same else "restored"] += 1
+    assert sum(caught.values()) == FLIPS
+    assert caught["restored"] > FLIPS / 4, caught
+
+
+def as_restored(cluster, archive):
+    """What pg_dump writes of a database into which pg_restore has loaded the archive: it asks the server, not us."""
+    url = cluster.url("independent")
+    with Server(url).connect("postgres") as connection:
+        connection.execute("CREATE DATABASE independent TEMPLATE template0")
+        try:
+            load = [cluster.binaries.path("pg_restore"), "--exit-on-error", "-d", url]
+            subprocess.run(load, input=archive, check=True, capture_output=True)
+            dump = [cluster.binaries.path("pg_dump"), "-Fc", "-Z0", "-d", url]
+            written = subprocess.run(dump, check=True, capture_output=True).stdout
+        finally:
+            connection.execute("DROP DATABASE independent WITH (FORCE)")
+    return as_text(cluster.binaries, written)
+
+
+def as_text(binaries, archive):
+    """What pg_restore writes of an archive, without what is random, remarks and the values of sequences.
+
+    A sequence may stand further on than it did: that is no damage. None when pg_restore cannot read the archive.
+    """
+    done = subprocess.run([binaries.path("pg_restore"), "-f", "-"], check=False, input=archive, capture_output=True)
+    apart = (b"\\restrict", b"\\unrestrict", b"-- ", b"SELECT pg_catalog.setval(")
+    return None if done.returncode else [line for line in done.stdout.splitlines() if not line.startswith(apart)]
