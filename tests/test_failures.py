@@ -485,7 +485,7 @@ def test_unescaped_password_leaks_nowhere(run_opsctl, first, character):
     for piece in PIECES:
         assert piece not in run.stdout + run.stderr
     for path in [*run_opsctl.state.rglob("*"), *run_opsctl.work.rglob("*")]:
-        assert not path.is_file() or not any(piece in path.read_text() for piece in PIECES)
+        assert not path.is_file() or not any(piece.encode() in path.read_bytes() for piece in PIECES)
     if run.returncode == 10:
         assert "percent-encoded" in run.json["error"]["message"] or run.json["error"]["hint"]
 

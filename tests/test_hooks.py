@@ -184,7 +184,8 @@ class Standby(Cluster):
     def of(cls, primary, folder):
         sockets = folder / "socket"
         sockets.mkdir(mode=0o700)
-        return cls(primary.binaries, folder, sockets, account=primary._account, listen=False, timeout_seconds=60)
+        account = {"account": primary._account, "superuser": primary.user, "niceness": 0}
+        return cls(primary.binaries, folder, sockets, **account, listen=False, timeout_seconds=60)
 
     def copy(self, primary):
         self._programs = primary._programs

@@ -44,7 +44,8 @@ def report_metrics(session: "Session", outcome: Outcome) -> None:
         try:
             Sightings(config.state_path).update(seen, timed, now=now)
         except OSError as error:
-            session.log().warning("metrics.unseen", path=str(config.state_path), message=str(error.strerror or error))
+            log = session.log().debug if outcome.error else session.log().warning  # the error said it already
+            log("metrics.unseen", path=str(config.state_path), message=str(error.strerror or error))
     if config.textfile is None and config.pushgateway_url is None:
         return
     from opsctl.telemetry.metrics import push, render, write_textfile
