@@ -36,6 +36,7 @@ from opsctl.settings import (
 )
 
 DEFAULT_REPOSITORY = "./backups"
+SHORTEST_TOKEN = 16
 CHILD_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """What a child process needs of our environment, besides libpq's own ``PG*``: no other secret travels along."""
 
@@ -95,6 +96,7 @@ class Config:
         self.metrics = file.metrics
         self.notify = file.notify
         self._heartbeats = file.heartbeats
+        self.serve = file.serve
         self._state_path = file.state.path
         self._passwords: dict[str, str | None] = {}
         self._keys: dict[str, str] = {}
@@ -241,6 +243,24 @@ class Config:
         """The private key that manifests are signed with; read once."""
         path = self.signing.key_file
         return None if path is None else self._key("signing.key_file", path)
+
+    def serve_token(self) -> str | None:
+        """What a request to the status page must show; None where nothing is configured. Raises ConfigurationError."""
+        settings = self.serve
+        if settings.token_file is not None:
+            token = self._key("serve.token_file", settings.token_file).strip()
+        elif settings.token_env is not None:
+            token = self._keys["serve.token_env"] = self.variables.get(settings.token_env, "").strip()
+        else:
+            return None
+        if len(token) < SHORTEST_TOKEN or not token.isascii():
+            where = settings.token_env or settings.token_file
+            raise ConfigurationError(
+                f"{self.source}: serve: the token in {where} is missing, shorter than {SHORTEST_TOKEN} characters,"
+                " or no ASCII.",
+                hint="`openssl rand -hex 24` makes a good one.",
+            )
+        return token
 
     def _key(self, key: str, path: Path) -> str:
         if key not in self._keys:

@@ -16,7 +16,13 @@ from pydantic import (  # noqa: TID253
 )
 
 from opsctl.errors import ConfigurationError
-from opsctl.settings_telemetry import HeartbeatSettings, MetricsSettings, NotifySettings, SentrySettings
+from opsctl.settings_telemetry import (
+    HeartbeatSettings,
+    MetricsSettings,
+    NotifySettings,
+    SentrySettings,
+    ServeSettings,
+)
 from opsctl.settings_types import (
     CommandLine,
     Count,
@@ -284,6 +290,7 @@ class FileSettings(Settings):
     metrics: MetricsSettings = MetricsSettings()
     heartbeats: HeartbeatSettings = HeartbeatSettings()
     notify: NotifySettings = NotifySettings()
+    serve: ServeSettings = ServeSettings()
     state: StateSettings = StateSettings()
 
 

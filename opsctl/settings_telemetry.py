@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr  # noqa: TID253  # as in settings.py
+from pydantic import AfterValidator, Field, SecretStr, model_validator  # noqa: TID253  # as in settings.py
 
 from opsctl.settings_types import Settings
 
@@ -74,3 +74,20 @@ class MetricsSettings(Settings):
 
     textfile: Annotated[Path, AfterValidator(_prom_file)] | None = None
     pushgateway_url: Annotated[SecretStr, AfterValidator(_pushgateway_url)] | None = None
+
+
+class ServeSettings(Settings):
+    """``[serve]``: the status page: where it listens, who may see it, how often the repositories are asked."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9778
+    allowed_hosts: tuple[str, ...] = ()
+    token_env: str | None = None
+    token_file: Path | None = None
+    refresh_seconds: Annotated[float, Field(ge=10)] = 300
+
+    @model_validator(mode="after")
+    def _one_token(self) -> "ServeSettings":
+        if self.token_env is not None and self.token_file is not None:
+            raise ValueError("has token_env and token_file; keep one of them")
+        return self

@@ -410,6 +410,10 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("bundle", "bundle", "-o", "elsewhere.tar.gz", DATABASE_URL="postgresql://127.0.0.1:1/saasdb")
     run("history", "history")
     run("notify test", "notify", "test", OPSCTL_NOTIFY_URLS="json://127.0.0.1:1")
+    served = run_opsctl.start("serve", "--port", "0", "--json", url=saasdb.url)  # type: ignore[attr-defined]
+    next(line for line in served.stderr if "serve.started" in line)
+    served.terminate()
+    documents.setdefault("serve", []).append(json.loads(served.communicate(timeout=30)[0])["result"])
     [timeline] = (run_opsctl.state / "incidents").glob("*.jsonl")  # type: ignore[attr-defined]
     last = timeline.read_bytes().count(b"\n")
     timeline.write_bytes(timeline.read_bytes().replace(b"switched", b"SWITCHED") + b'{"seq":%d,"at":"' % (last + 1))

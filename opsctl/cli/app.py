@@ -22,6 +22,7 @@ from opsctl.cli import (
     restore,
     runbook,
     runbook_run,
+    serve,
     services,
     sync,
     verify,
@@ -69,6 +70,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("history", OPERATION, history.history),
     ("metrics", OPERATION, metrics.metrics),
     ("notify test", OPERATION, notify.test),
+    ("serve", OPERATION, serve.serve),
     ("demo", OPERATION, demo.demo),
 )
 

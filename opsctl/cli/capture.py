@@ -162,9 +162,10 @@ def _room(mount: str, holds: list[str]) -> dict[str, Any]:
 
 def _backups(session: "Session") -> list[dict[str, Any]]:
     """The newest backups of each database."""
-    from opsctl.cli.catalog import entry, read_catalog
+    from opsctl.cli.catalog import read_catalog
+    from opsctl.documents import backup_entry
 
     newest: dict[str, list[dict[str, Any]]] = {}
     for backup in read_catalog(session).backups:
-        newest.setdefault(backup.database, []).append(entry(backup))
+        newest.setdefault(backup.database, []).append(backup_entry(backup))
     return [each for backups in newest.values() for each in backups[:BACKUPS]]

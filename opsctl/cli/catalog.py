@@ -7,6 +7,7 @@ import typer
 
 from opsctl.cli.files import whole_file
 from opsctl.cli.output import Outcome, age, duration, plain_table, size
+from opsctl.documents import backup_entry, incomplete_entry
 from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, OpsctlError, RepositoryUnreachable, UsageError
 from opsctl.manifest import choose, format_time
 
@@ -21,23 +22,27 @@ BackupId = Annotated[
     str, typer.Argument(metavar="ID", help="A backup's id or its beginning, latest, or latest:DATABASE.")
 ]
 OptionalDatabase = Annotated[str | None, typer.Argument(metavar="DATABASE", help="Only this database's backups.")]
+RepositoryOption = Annotated[
+    str | None, typer.Option("--repository", "-r", metavar="NAME", help="Ask this repository only.")
+]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of stdout.")]
 
 
-def read_catalog(session: "Session", databases: list[str] | None = None) -> "Catalog":
+def read_catalog(session: "Session", databases: list[str] | None = None, *, repository: str | None = None) -> "Catalog":
     """All repositories' backups; a repository that does not answer is named on stderr."""
     from opsctl.repository import merged
 
-    return merged(*read_catalogs(session, databases))
+    return merged(*read_catalogs(session, databases, repository=repository))
 
 
 def read_catalogs(
-    session: "Session", databases: list[str] | None = None
+    session: "Session", databases: list[str] | None = None, *, repository: str | None = None
 ) -> "tuple[dict[str, Catalog], dict[str, RepositoryUnreachable]]":
     """The same, each repository's apart."""
     from opsctl.repository import read_each
 
-    catalogs, unreachable = read_each(session.repositories.values(), databases or [])
+    asked = session.repositories.values() if repository is None else [session.repository(repository)]
+    catalogs, unreachable = read_each(asked, databases or [])
     for name, error in unreachable.items():
         session.log().warning("repository.unreachable", repository=name, message=error.message)
     return catalogs, unreachable
@@ -93,26 +98,16 @@ def readable_copy(session: "Session", backup: "Backup") -> tuple["Repository", "
     return min(candidates, key=lambda each: (not session.keys.trusts(each[0], each[1].manifest), each[1].failed))
 
 
-def list_backups(session: "Session", database: OptionalDatabase = None) -> Outcome:
+def list_backups(session: "Session", database: OptionalDatabase = None, repository: RepositoryOption = None) -> Outcome:
     """List the backups, newest first, with what is proven about each.
 
     Example: [bold]opsctl list saasdb[/bold]
     """
-    catalog = read_catalog(session, [database] if database else None)
+    catalog = read_catalog(session, [database] if database else None, repository=repository)
     now = session.clock()
     result = {
-        "backups": [entry(backup) for backup in catalog.backups],
-        "incomplete": [
-            {
-                "id": each.id,
-                "database": each.database,
-                "repository": each.repository,
-                "bytes": each.bytes,
-                "modified_at": format_time(each.modified_at),
-                "reason": each.reason,
-            }
-            for each in catalog.incomplete
-        ],
+        "backups": [backup_entry(backup) for backup in catalog.backups],
+        "incomplete": [incomplete_entry(each) for each in catalog.incomplete],
         "unreachable": sorted(catalog.unreachable),
     }
     text: list[RenderableType] = [_table(catalog, now)] if catalog.backups else ["There are no backups yet."]
@@ -123,23 +118,6 @@ def list_backups(session: "Session", database: OptionalDatabase = None) -> Outco
             for each in catalog.incomplete
         ]
     return Outcome(result, text, ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE)
-
-
-def entry(backup: "Backup") -> dict[str, Any]:
-    proven = backup.proven
-    return {
-        "id": backup.id,
-        "database": backup.database,
-        "created_at": format_time(backup.created_at),
-        "bytes": backup.manifest.dump.bytes,
-        "stored_bytes": backup.manifest.stored_bytes,
-        "rows": backup.manifest.facts.rows,
-        "evidence": {"level": proven.level, "at": format_time(proven.at)} if proven else None,
-        "failed_in": [copy.repository for copy in backup.copies if copy.failed],
-        "repositories": backup.repositories,
-        "pinned": backup.pinned,
-        "encrypted": backup.manifest.encryption is not None,
-    }
 
 
 def _table(catalog: "Catalog", now: Any) -> "RenderableType":
@@ -184,7 +162,7 @@ def show(session: "Session", backup_id: BackupId) -> Outcome:
 
     backup = choose_backup(session, backup_id)
     manifest = backup.manifest
-    result = {**entry(backup), "manifest": jsonable(asdict(manifest))}
+    result = {**backup_entry(backup), "manifest": jsonable(asdict(manifest))}
     return Outcome(result, _details(backup), fields={"backup_id": backup.id, "database": backup.database})
 
 

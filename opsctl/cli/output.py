@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
+from opsctl.amounts import age, duration, size
+from opsctl.documents import envelope
 from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError
-from opsctl.manifest import format_time
 from opsctl.stream import Advance
 from opsctl.telemetry.redact import Redactor
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
     from rich.table import Table
+
+__all__ = ["age", "duration", "size"]
+"""The commands find the words for amounts where they find the rest of what they print."""
 
 
 @dataclass(frozen=True)
@@ -194,17 +198,15 @@ class JsonOutput:
         self._print(self._document(run, outcome))
 
     def _document(self, run: Run, outcome: Outcome) -> dict[str, Any]:
-        error = outcome.error
-        return {
-            "schema": f"opsctl.{run.command.replace(' ', '-')}/1",
-            "ok": outcome.done,
-            "exit_code": int(outcome.code),
-            "run_id": run.id,
-            "started_at": format_time(run.started_at),
-            "finished_at": format_time(run.finished_at),
-            "result": outcome.result,
-            "error": error and {"code": error.code, "message": error.message, "hint": error.hint},
-        }
+        return envelope(
+            run.command,
+            outcome.result,
+            run_id=run.id,
+            started_at=run.started_at,
+            finished_at=run.finished_at,
+            exit_code=int(outcome.code),
+            error=outcome.error,
+        )
 
     def _print(self, document: dict[str, Any]) -> None:
         text = json.dumps(self._redactor.deep(document), indent=self._indent, ensure_ascii=False)
@@ -244,36 +246,3 @@ def plain_table() -> "Table":
     from rich.table import Table
 
     return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-
-
-def size(count: int | None) -> str:
-    """Bytes for people, in binary units."""
-    if count is None:
-        return "?"
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError  # the loop always returns
-
-
-def age(moment: datetime, now: datetime) -> str:
-    """How long ago, in its largest unit; for a column that says so, or before "ago"."""
-    seconds = (now - moment).total_seconds()
-    if seconds < 0:
-        return "future"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.output import Outcome
-from opsctl.errors import ConfigurationError, ExitCode, RepositoryUnreachable
+from opsctl.errors import ExitCode, RepositoryUnreachable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,14 +41,7 @@ def check(session: "Session", names: Names = None) -> Outcome:
 
 
 def _chosen(session: "Session", names: list[str] | None) -> list[str]:
-    from opsctl.settings import nearest
-
-    known = session.repositories
-    for name in names or ():
-        if name not in known:
-            hint = nearest(name, known) or f"Configured: {', '.join(known)}."
-            raise ConfigurationError(f"There is no repository {name!r}.", hint=hint)
-    return list(dict.fromkeys(names or known))
+    return [session.repository(name).name for name in dict.fromkeys(names or session.repositories)]
 
 
 def _entry(examined: "Examined") -> dict[str, Any]:

@@ -241,6 +241,15 @@ class Session:
         opened: dict[str, Repository] = vars(self).get("repositories", {})
         return list(opened.values())
 
+    def repository(self, name: str) -> "Repository":
+        """One of them. Raises ConfigurationError that names the nearest."""
+        from opsctl.settings import nearest
+
+        if name not in self.repositories:
+            hint = nearest(name, self.repositories) or f"Configured: {', '.join(self.repositories)}."
+            raise ConfigurationError(f"There is no repository {name!r}.", hint=hint)
+        return self.repositories[name]
+
     def _lock_for(self, name: str, settings: "RepositorySettings") -> timedelta | None:
         """How long a repository's backups are locked: no longer than its retention is sure to keep them."""
         if settings.object_lock == "off":

@@ -1,7 +1,8 @@
 """Structured logs on stderr, JSON lines or readable lines on a terminal, and in a file if there is one."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO, get_args
@@ -168,6 +169,15 @@ def bind_run(**context: Any) -> None:
     import structlog
 
     structlog.contextvars.bind_contextvars(**context)
+
+
+@contextmanager
+def request_context(**context: str) -> Iterator[None]:
+    """Add fields to every line of one request, in whatever thread it is answered."""
+    import structlog
+
+    with structlog.contextvars.bound_contextvars(**context):
+        yield
 
 
 def get_logger() -> "FilteringBoundLogger":
