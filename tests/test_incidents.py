@@ -250,7 +250,7 @@ def test_an_incident_by_hand_from_open_to_export(opsctl, saas):
     """Opened with a capture of everything, noted from stdin and as text, closed after a last look, exported."""
     opened = opsctl("incident", "open", "API answers 502", "--detected-at", "2026-11-24", "--json").json["result"]
     assert {each["piece"]: each["reason"] for each in opened["captured"]} == dict.fromkeys(
-        ["doctor", "services", "logs", "disk", "backups", "activity saasdb"]
+        ["doctor", "services", "logs", "disk", "backups", "history", "activity saasdb"]
     )
     name = opened["id"]
     assert opsctl("incident", "note", "text alone").returncode == 0
@@ -299,12 +299,16 @@ def test_verify_ends_with_15_for_a_changed_timeline(opsctl):
 def test_a_bundle_can_be_judged_elsewhere(opsctl, run_opsctl):
     """Its verdict is doctor's, and what could not be read is said; a hostile one ends with 3, as doctor's errors do."""
     assert opsctl("incident", "open", "x", "--no-capture").returncode == 0
+    assert opsctl("backup").returncode == 0
     made = opsctl("bundle", "latest", "-o", "ticket.tar.gz", "--json").json["result"]
     assert {each["name"] for each in made["members"]} >= {
-        "doctor.json", "services.json", "backups.json", "disk.json", "versions.json", "configuration.json",
-        "activity_saasdb.json", "logs/saas_bot_1.txt", "timeline.jsonl", "postmortem.md",
+        "doctor.json", "services.json", "backups.json", "history.json", "disk.json", "versions.json",
+        "configuration.json", "activity_saasdb.json", "logs/saas_bot_1.txt", "timeline.jsonl", "postmortem.md",
     }  # fmt: skip
     assert (opsctl.work / "ticket.tar.gz").stat().st_mode & 0o777 == 0o600
+    with (opsctl.work / "ticket.tar.gz").open("rb") as file:
+        runs = json.loads(read_bundle(file)["history.json"])
+    assert [(each["command"], each["outcome"]) for each in runs] == [("backup", "done")]
     now = opsctl("doctor", "--json").json["result"]
     then = run_opsctl("doctor", "--input", "ticket.tar.gz", "--json").json["result"]
     assert {each["id"]: each["status"] for each in then["checks"]} == {

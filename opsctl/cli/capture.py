@@ -17,6 +17,7 @@ LINE_CHARACTERS = 2000
 CONTAINERS = 20
 SESSIONS = 50
 BACKUPS = 5
+RUNS = 50
 """Of each: an incident's file stays one that can be mailed."""
 
 
@@ -31,6 +32,7 @@ def pieces(session: "Session") -> "list[Piece]":
         Piece("logs", lambda: {each.container: _log_text(session, each) for each in _containers(session)}),
         Piece("disk", lambda: _disk(session)),
         Piece("backups", lambda: _backups(session)),
+        Piece("history", lambda: _runs(session)),
     ]
     return found + [Piece(f"activity {name}", _activity_of(session, name)) for name in config.databases]
 
@@ -169,3 +171,10 @@ def _backups(session: "Session") -> list[dict[str, Any]]:
     for backup in read_catalog(session).backups:
         newest.setdefault(backup.database, []).append(backup_entry(backup))
     return [each for backups in newest.values() for each in backups[:BACKUPS]]
+
+
+def _runs(session: "Session") -> list[dict[str, Any]]:
+    """The newest runs of opsctl on this host."""
+    from opsctl.cli.history import entry
+
+    return [entry(each) for each in session.history.runs(limit=RUNS)]

@@ -54,13 +54,13 @@ def history(
         session.history.notice_lost(at=session.clock(), host=socket.gethostname())
     begun = parse_since(since, session.clock()) if since else None
     found = session.history.runs(limit=limit, since=begun, command=command, database=database, outcome=outcome)
-    result = {"runs": [_entry(run) for run in found]}
+    result = {"runs": [entry(run) for run in found]}
     nothing = "No run fits." if database or since or command or outcome else "Nothing was run here yet."
     text: list[RenderableType] = [_table(found) if found else nothing]
     return Outcome(result, text)
 
 
-def _entry(run: "Run") -> dict[str, Any]:
+def entry(run: "Run") -> dict[str, Any]:
     from dataclasses import asdict
 
     from opsctl.telemetry.redact import jsonable
