@@ -258,13 +258,12 @@ class Announcer:
         found = self._found(outcome)
         host, run = platform.node() or "opsctl", self._described_run(outcome, now)
         wanted = news(known, found.troubles, found.well, now=now, repeat_after=timedelta(hours=settings.repeat_hours))
+        drill = drill_message(self._command, outcome, host=host, run=run) if "drill" in settings.on else None
         if self._session.is_attended:
-            wanted = replace(wanted, new=(), again=())
-        texts = messages(wanted, on=settings.on, host=host, run=run)
-        drill = (
-            drill_message(outcome, host=host, run=run) if self._command == "drill" and "drill" in settings.on else None
-        )
-        texts += [drill] if drill else []
+            wanted, drill = replace(wanted, new=(), again=()), None
+        # What a drill found stands in its own message; what failed of it is remembered as told all the same.
+        rest = replace(wanted, new=(), again=()) if drill else wanted
+        texts = [*messages(rest, on=settings.on, host=host, run=run), *([drill] if drill else [])]
         notifier = Notifier(urls, self._session.redactor)
         for text in texts:
             notifier.begin(text)

@@ -10,6 +10,8 @@ from opsctl.errors import DatabaseUnreachable, OpsctlError
 from opsctl.telemetry.notify import Kind, Message
 from opsctl.telemetry.told import Known, News, Trouble
 
+PROOFS = frozenset({"verify", "drill"})
+
 CHECKS = "check/"
 """What keys of checks begin with: they are troubles of what is looked at, not of the run that looks."""
 
@@ -28,32 +30,52 @@ def found_by(command: str, outcome: Outcome, complaints: Sequence[str] = ()) -> 
     ``complaints`` is what its log warned of.
     """
     own = f"{command}/{outcome.fields.get('database', '')}"
-    items = list((outcome.result or {}).get("backups") or ()) if command == "backup" else []
+    items = list((outcome.result or {}).get("backups") or ()) if command in {"backup", *PROOFS} else []
     if not items:
         if outcome.error is not None:
             return Found((_failed(command, own, outcome.error),))
         if outcome.done or command == "doctor":
             return Found(well=frozenset({own, f"{command}/"}))
         return Found((_attention(command, own, complaints),))
-    troubles: list[Trouble] = []
-    well = {f"{command}/"}
-    for item in items:
-        key = f"{command}/{item['database']}"
-        if item["status"] == "failed":
-            troubles.append(_item_failed(command, key, item["error"], outcome.error))
-            continue
-        well.add(key)
-        for each in item["repositories"]:
-            at = f"{key}/{each['name']}"
-            if each["status"] == "failed":
-                subject = f"{command} of {item['database']} is not stored in {each['name']}"
-                troubles.append(Trouble(at, "not_stored", subject, str(each["error"])))
-            else:
-                well.add(at)
+    troubles = _unproven(command, items) if command in PROOFS else _unstored(command, items, outcome.error)
+    keys = {f"{command}/{item['database']}" for item in items}
+    keys |= {f"{command}/{item['database']}/{place['name']}" for item in items for place in item["repositories"]}
+    well = {f"{command}/", *keys} - {trouble.key for trouble in troubles}
     if not troubles and not outcome.done:
         troubles.append(_attention(command, own, complaints))
         well.discard(own)
     return Found(tuple(troubles), frozenset(well))
+
+
+def _unstored(command: str, items: Iterable[Mapping[str, Any]], error: OpsctlError | None) -> list[Trouble]:
+    """The databases of which there is no backup, and the repositories that did not get theirs."""
+    troubles = []
+    for item in items:
+        key = f"{command}/{item['database']}"
+        if item["status"] == "failed":
+            troubles.append(_item_failed(command, key, item["error"], error))
+        for place in item["repositories"]:
+            if place["status"] == "failed":
+                subject = f"{command} of {item['database']} is not stored in {place['name']}"
+                troubles.append(Trouble(f"{key}/{place['name']}", "not_stored", subject, str(place["error"])))
+    return troubles
+
+
+def _unproven(command: str, items: Iterable[Mapping[str, Any]]) -> list[Trouble]:
+    """The databases with a backup that is damaged, or could not be judged."""
+    bad: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        if item["outcome"] != "pass":
+            bad.setdefault(f"{command}/{item['database']}", []).append(item)
+    return [
+        Trouble(
+            key,
+            cause := "damaged" if any(each["outcome"] == "fail" for each in found) else "unknown",
+            f"{_subject(command, key)} {'failed' if cause == 'damaged' else 'could not judge a backup'}",
+            "; ".join(f"{each['id']}: {'; '.join(each['problems']) or each['outcome']}" for each in found),
+        )
+        for key, found in bad.items()
+    ]
 
 
 def found_by_checks(checks: Iterable[Mapping[str, Any]]) -> Found:
@@ -118,9 +140,11 @@ def messages(news: News, *, on: Collection[str], host: str, run: str) -> list[Me
     return told
 
 
-def drill_message(outcome: Outcome, *, host: str, run: str) -> Message | None:
-    """What a drill came to, if there was one; one that could not run at all is told as a failure."""
-    items = [each for each in (outcome.result or {}).get("backups", ()) if "outcome" in each]
+def drill_message(command: str, outcome: Outcome, *, host: str, run: str) -> Message | None:
+    """What a drill came to, if there was one; one that could not even begin is a failure like any other."""
+    items = list((outcome.result or {}).get("backups") or ()) if command in PROOFS else []
+    if command == "verify" and not any(item.get("restored_on") for item in items):
+        return None
     if not items:
         return None
     lines = []

@@ -53,10 +53,15 @@ class Notifier:
             self._senders.append(sender)
 
     def finish(self, seconds: float = NOTIFY_SECONDS) -> list[Sent]:
-        """What has become of what was begun."""
+        """What has become of what was begun: at each target its first failure, else its last success."""
         wait_for(self._senders, seconds)
-        late = f"no answer within {seconds:g} s"
-        return [self._sent[name][-1] if self._sent[name] else Sent(name, late, seconds) for name in self._names]
+        return [self._result(name, seconds) for name in self._names]
+
+    def _result(self, name: str, seconds: float) -> Sent:
+        sent = self._sent[name]
+        if len(sent) * len(self._names) < len(self._senders):
+            return Sent(name, f"no answer within {seconds:g} s", seconds)
+        return next((each for each in sent if each.error), sent[-1])
 
     def _send(self, name: str, url: str, message: Message) -> None:
         started = time.monotonic()

@@ -41,6 +41,17 @@ def test_no_target_keeps_another_from_hearing(recorder, hole, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_of_two_messages_the_one_that_is_lost_counts(recorder):
+    """A trouble is told once its message has arrived, not another one."""
+    recorder.statuses = [200, 500]
+    notifier = Notifier([f"json://{recorder.address}/hook"], Redactor())
+    for _ in range(2):
+        notifier.begin(MESSAGE)
+    (sent,) = notifier.finish(60)
+    assert sent.error
+    assert len(recorder.received) == 2
+
+
 @pytest.mark.parametrize(
     ("urls", "names"),
     [
