@@ -13,7 +13,7 @@ from contextlib import closing
 
 import pytest
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
 CANARY = "hunter2-canary"
 NOWHERE = f"postgresql://me:{CANARY}@127.0.0.1:1/app"

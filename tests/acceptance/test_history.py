@@ -18,7 +18,7 @@ import pytest
 import opsctl
 from opsctl.history import Ending, History
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
