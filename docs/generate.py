@@ -31,6 +31,13 @@ RULES = DOCS.parent / "deploy/prometheus/opsctl.rules.yml"
 VALUES = {Path: "FILE", int: "NUMBER", str: "TEXT"}
 """What stands for the value of an option without a word of its own."""
 
+NOT_RUN = {
+    "runbook lint": "it ends with 10 until the names in the runbook are yours; tests/runbook runs it",
+    "notify test": "it sends to whoever is configured; tests/telemetry runs it",
+    "serve": "it goes on until Ctrl-C; tests/web runs it",
+}
+"""Examples that a test of the page cannot follow, and why."""
+
 INTRODUCTION = """\
 # Commands
 
@@ -85,7 +92,8 @@ def _command(name: str, command: Any) -> Iterator[str]:
     if options:
         yield from _table("option", options)
         yield ""
-    yield f"Example:\n\n```sh\n{example}\n```\n"
+    reason = f"<!-- not run: {NOT_RUN[name]} -->\n" if name in NOT_RUN else ""
+    yield f"Example:\n\n{reason}```sh\n{example}\n```\n"
 
 
 def split_help(text: str | None) -> tuple[str, str]:

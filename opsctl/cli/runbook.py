@@ -123,7 +123,7 @@ def try_out(session: "Session", scenario: ScenarioName = None, file: FileOption 
     That is what lint finds, and besides: every program of every step is installed, every service it names has a
     container, and every check it waits for can be made. No step is run.
 
-    Example: [bold]opsctl runbook test[/bold]
+    Example: [bold]opsctl runbook test disk-is-full[/bold]
     """
     runbook = load(session, file)
     chosen = [runbook.scenario(scenario)] if scenario else list(runbook.scenarios)

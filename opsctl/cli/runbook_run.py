@@ -60,7 +60,7 @@ def run(
     its name has to be typed, and a backup is taken and verified. Without a terminal a step that changes something runs
     only if --confirm names it.
 
-    Example: [bold]opsctl runbook run bot-is-down --plan[/bold]
+    Example: [bold]opsctl runbook run disk-is-full --plan[/bold]
     """
     runbook = load(session, file)
     incident = session.incidents.find(resume) if resume else None
