@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -196,3 +197,21 @@ def test_any_moment(run_opsctl, saas, number):
         assert not list(run_opsctl.work.rglob("*.partial")), step
         assert children_of(run_opsctl) == [], step
     assert run_opsctl("verify", "--all", url=saas.url).returncode == 0
+
+
+def test_signal_that_breaks_a_lock_is_a_signal():
+    """One that comes while a thread's start is waited for leaves as Python's complaint about a lock; it is no bug."""
+    from opsctl.cli.boundary import outcome_of
+    from opsctl.cli.session import Options, Session
+
+    def broken(_session):
+        lock = threading.Lock()
+        try:
+            raise KeyboardInterrupt
+        finally:
+            lock.release()
+
+    with pytest.raises(RuntimeError, match="release unlocked lock"):
+        broken(None)
+    with pytest.raises(KeyboardInterrupt):
+        outcome_of(Session("list", Options()), broken, {})

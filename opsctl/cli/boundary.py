@@ -100,6 +100,9 @@ def outcome_of(session: Session, body: Body, arguments: dict[str, Any]) -> "Outc
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - the boundary: whatever is left is a bug of ours
+        interruption = _interruption_behind(error)
+        if interruption is not None:
+            raise interruption from None
         return Outcome(None, error=_bug(session, error))
 
 
@@ -170,6 +173,14 @@ def _if_shown(session: Session) -> dict[str, bool]:
     from opsctl.telemetry.logs import SHOWN
 
     return {SHOWN: not session.options.debug and sys.stderr.isatty()}
+
+
+def _interruption_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The signal that another error came from: raised while a lock is taken back, it makes Python complain of that."""
+    context = error.__context__
+    while context is not None and not isinstance(context, KeyboardInterrupt):
+        context = context.__context__
+    return context
 
 
 def _bug(session: Session, error: Exception) -> OpsctlError:
