@@ -25,8 +25,6 @@ NewServer = Annotated[
     bool, typer.Option("--new-server", help="Accept that the server is another one than that of the earlier backups.")
 ]
 NoPrune = Annotated[bool, typer.Option("--no-prune", help="Remove nothing: leave the retention to the next backup.")]
-MAX_CLOCK_SKEW_SECONDS = 300
-"""With clocks further apart than this, a backup's age means nothing, and nothing is pruned by it."""
 
 
 def backup(

@@ -1,6 +1,6 @@
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -46,6 +46,7 @@ def history(
 
     Example: [bold]opsctl history saasdb --outcome failed --since 7d[/bold]
     """
+    from opsctl.documents import run_entry
     from opsctl.history import RunOutcome
 
     if outcome is not None and outcome not in get_args(RunOutcome):
@@ -54,20 +55,10 @@ def history(
         session.history.notice_lost(at=session.clock(), host=socket.gethostname())
     begun = parse_since(since, session.clock()) if since else None
     found = session.history.runs(limit=limit, since=begun, command=command, database=database, outcome=outcome)
-    result = {"runs": [entry(run) for run in found]}
+    result = {"runs": [run_entry(run) for run in found]}
     nothing = "No run fits." if database or since or command or outcome else "Nothing was run here yet."
     text: list[RenderableType] = [_table(found) if found else nothing]
     return Outcome(result, text)
-
-
-def entry(run: "Run") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from opsctl.telemetry.redact import jsonable
-
-    seconds = run.duration_seconds
-    entry: dict[str, Any] = jsonable(asdict(run))
-    return {**entry, "duration_seconds": None if seconds is None else round(seconds, 3)}
 
 
 def _table(runs: "tuple[Run, ...]") -> "RenderableType":

@@ -91,11 +91,7 @@ class Sentry:
         self._tags = tags
         self._log = log
         self._is_used = False
-
-    @property
-    def is_used(self) -> bool:
         """Whether there is anything to wait for."""
-        return self._is_used
 
     def failure(
         self,

@@ -110,7 +110,7 @@ def test_traces_are_a_sample_and_belong_to_the_events(report_to, recorder):
     sentry = report_to(recorder.dsn)
     finished = NOW + timedelta(seconds=5)
     sentry.trace("opsctl backup", started_at=NOW, finished_at=finished, is_ok=True, spans=[], rate=0)
-    assert not sentry.is_used
+    assert not sentry._is_used
     spans = [Span("Backing up app", NOW, finished)]
     sentry.failure(failure(), fingerprint=["x"])
     sentry.trace("opsctl backup", started_at=NOW, finished_at=finished, is_ok=False, spans=spans, rate=1)
