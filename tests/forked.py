@@ -112,8 +112,9 @@ def serve(address: str) -> None:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait for the runs
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
+        listener.bind(f"{address}.new")
         listener.listen(64)
+        Path(f"{address}.new").rename(address)  # nobody sees it before it listens
         while True:
             connection, _ = listener.accept()
             if os.fork() == 0:
