@@ -3,8 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A test waits for its server a third of the time: three processes for two processors.
-WORKERS := $(shell echo $$(( $$(nproc) * 3 / 2 )))
+# A test waits for its server nearly half of the time.
+WORKERS := $(shell echo $$(( $$(nproc) * 2 )))
 SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd docker.io docker-compose busybox-static \
 	prometheus prometheus-node-exporter prometheus-pushgateway prometheus-alertmanager
 

@@ -293,7 +293,7 @@ def sh_blocks(path: Path) -> list[str]:
     return [match["text"] for match in found if match["reason"] is None and match["verb"] is None]
 
 
-FIRST_PAGES = {"README.md", "quickstart.md", "repository-format.md"}
+FIRST_PAGES = {"README.md", "repository-format.md"}
 """What somebody tries first, and the restore without opsctl; the other pages are tried in the acceptance run."""
 
 
@@ -440,6 +440,7 @@ def known(found: set[str], documented: set[str]) -> set[str]:
     return {path for path in found if not any(each.startswith(f"{path}[].") for each in documented)}
 
 
+@pytest.mark.acceptance
 def test_json_keys_are_the_documented_ones(real_documents: dict[str, list[Any]]) -> None:
     text = sections(page("docs/json-output.md"))
     documented = {heading: set(rows(body)) for heading, body in text.items() if rows(body)}

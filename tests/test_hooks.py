@@ -251,6 +251,7 @@ def test_standby_that_nobody_named(run_opsctl, versioned, standby):
     assert "standby_one" in remark
 
 
+@pytest.mark.acceptance
 def test_standby_that_does_not_answer(run_opsctl, versioned, standby, tmp_path):
     """The swap is not undone because of a standby: it is named, and the exit code is 3."""
     copy = on_standby(standby, versioned)
@@ -264,6 +265,7 @@ def test_standby_that_does_not_answer(run_opsctl, versioned, standby, tmp_path):
     assert version(versioned) == 1
 
 
+@pytest.mark.acceptance
 def test_standby_is_no_target(run_opsctl, versioned, standby, databases_like):
     """A standby takes no writes: refused, with the reason, and nothing was tried."""
     copy = on_standby(standby, versioned)

@@ -195,6 +195,7 @@ def test_truncate_that_waits_does_not_stop_the_backup(run_opsctl, saas, binaries
     assert run_opsctl("verify", url=saas.url).returncode == 0
 
 
+@pytest.mark.acceptance
 def test_backups_of_a_restless_database_are_exact(run_opsctl, database):
     """Under writes, TRUNCATE and DDL the facts are those of the dump itself, hash for hash, every time."""
     (run_opsctl.work / "opsctl.toml").write_text(

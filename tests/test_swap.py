@@ -173,6 +173,7 @@ def test_names_near_the_limit_stay_apart(run_opsctl, database):
 # What can come between the plan and the swap
 
 
+@pytest.mark.acceptance
 def test_prepared_transaction_after_the_plan(run_opsctl, versioned, databases_like, tmp_path):
     """The rename cannot wait for a prepared transaction: the swap gives up, says why, and nothing has changed."""
     prepare = f"""
@@ -205,6 +206,7 @@ def plain_login(versioned):
     return role
 
 
+@pytest.mark.acceptance
 def test_session_that_cannot_be_ended(run_opsctl, versioned, plain_login, databases_like, tmp_path):
     """A superuser's session that comes after the plan holds the rename: as before, staging gone, 1, said why."""
     configure(run_opsctl, versioned, plain_login)

@@ -72,6 +72,7 @@ def test_the_whole_life_of_a_backup(configure, run, run_opsctl, saas, rclone):
     assert second["id"] not in " ".join(keys(rclone, bucket))
 
 
+@pytest.mark.acceptance
 def test_through_a_bad_link(configure, run, saas, moto, proxied):
     """What passes is tried again, up and down; what stays ends with 13, and nothing of it is listed."""
     bucket = moto.new_bucket()
@@ -210,6 +211,7 @@ def test_killed_in_mid_upload(configure, run, run_opsctl, database, moto, creden
     assert not moto.client().list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 
+@pytest.mark.acceptance
 def test_interrupted_in_mid_upload(configure, run_opsctl, database, moto, credentials):
     """Ctrl-C: the upload is aborted, nothing is left."""
     database.execute(BIG)

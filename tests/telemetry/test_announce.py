@@ -89,6 +89,7 @@ def test_the_nights_of_a_scheduled_backup(run_opsctl, saas, configure, sentry, h
     assert len(people.received) == 2
 
 
+@pytest.mark.acceptance
 def test_a_black_hole_everywhere_changes_nothing(run_opsctl, saas, configure, hole, sentry):
     """The backup is taken, the result printed, the exit code its own; what Sentry missed, the next run sends."""
     configure(saas.url, sentry=hole, heart=hole, people=hole)
