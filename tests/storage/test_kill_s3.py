@@ -11,9 +11,8 @@ from opsctl.repository import ORPHAN_GRACE, Repository
 from opsctl.retention import Policy
 from opsctl.storage.local import LocalStorage
 
-pytestmark = pytest.mark.end_to_end
 NEWEST = datetime(2026, 5, 1, 12, tzinfo=UTC)
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.acceptance, pytest.mark.timeout(600)]
 KILLS = 12
 
 
