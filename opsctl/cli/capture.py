@@ -175,6 +175,6 @@ def _backups(session: "Session") -> list[dict[str, Any]]:
 
 def _runs(session: "Session") -> list[dict[str, Any]]:
     """The newest runs of opsctl on this host."""
-    from opsctl.cli.history import entry
+    from opsctl.documents import run_entry
 
-    return [entry(each) for each in session.history.runs(limit=RUNS)]
+    return [run_entry(each) for each in session.history.runs(limit=RUNS)]

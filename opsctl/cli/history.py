@@ -1,11 +1,12 @@
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from opsctl.cli.output import Outcome, duration, plain_table, size
 from opsctl.cli.session import parse_since
+from opsctl.documents import run_entry
 from opsctl.errors import HistoryUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -54,20 +55,10 @@ def history(
         session.history.notice_lost(at=session.clock(), host=socket.gethostname())
     begun = parse_since(since, session.clock()) if since else None
     found = session.history.runs(limit=limit, since=begun, command=command, database=database, outcome=outcome)
-    result = {"runs": [entry(run) for run in found]}
+    result = {"runs": [run_entry(run) for run in found]}
     nothing = "No run fits." if database or since or command or outcome else "Nothing was run here yet."
     text: list[RenderableType] = [_table(found) if found else nothing]
     return Outcome(result, text)
-
-
-def entry(run: "Run") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from opsctl.telemetry.redact import jsonable
-
-    seconds = run.duration_seconds
-    entry: dict[str, Any] = jsonable(asdict(run))
-    return {**entry, "duration_seconds": None if seconds is None else round(seconds, 3)}
 
 
 def _table(runs: "tuple[Run, ...]") -> "RenderableType":
