@@ -112,6 +112,12 @@ class Database:
         return next((each for each in self.backups if not each.is_damaged), None)
 
     @property
+    def restored_at(self) -> datetime | None:
+        """When a backup of it was last restored, by what the repositories or this host know."""
+        known = [self.proofs.get("restored"), self.drill.at if self.drill else None]
+        return max((each for each in known if each), default=None)
+
+    @property
     def failed(self) -> Run | None:
         """The last run of ``backup``, when it failed and none has gone well since."""
         last = self.failures[0] if self.failures else None
