@@ -206,4 +206,17 @@ def test_another_user_of_the_group_is_served(story, page_of):
     assert "backup billing failed" in text
     assert "the restore took 7 min 11 s" in text
     assert "can be read by their owner only" in text
+    assert "None is recorded" not in text
     assert "saasdb-20261124T030000Z-e4fc" in text
+
+
+def test_what_cannot_be_read_is_not_said_to_be_nothing(story, page_of, tmp_path):
+    """A damaged history is neither a host without runs nor one whose checks were never made."""
+    state = story.build(tmp_path)
+    (state / "history.db").write_bytes(b"no database at all" * 100)
+    text = shown(page_of(tmp_path, now=story.NOW).get("/").text)
+    assert text.startswith("UNKNOWN")
+    assert "What the checks said last cannot be read." in text
+    assert "They cannot be read; the top of the page says why." in text
+    assert "No checks have been made" not in text
+    assert "No run is recorded" not in text
