@@ -4,7 +4,7 @@ FROM python:3.13-slim-trixie AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY opsctl ./opsctl
-RUN python -m pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels .
+RUN python -m pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels ".[serve]"
 
 FROM python:3.13-slim-trixie
 LABEL org.opencontainers.image.title="opsctl" \
@@ -17,7 +17,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    python -m pip install --no-cache-dir --no-index --find-links /wheels opsctl
+    python -m pip install --no-cache-dir --no-index --find-links /wheels "opsctl[serve]"
 
 RUN useradd --system --uid 10001 --create-home opsctl \
     && install --directory --owner opsctl --mode 0700 /backups /var/lib/opsctl

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opsctl.errors import OpsctlError
 from opsctl.manifest import format_time
+from opsctl.telemetry.redact import jsonable
 
 if TYPE_CHECKING:
     from opsctl.history import Run
@@ -70,25 +71,14 @@ def incomplete_entry(incomplete: "Incomplete") -> dict[str, Any]:
 
 def run_entry(run: "Run") -> dict[str, Any]:
     """A run of this host's history, in a list."""
-    return {
-        "run_id": run.run_id,
-        "command": run.command,
-        "database": run.database,
-        "outcome": run.outcome,
-        "exit_code": run.exit_code,
-        "error_code": run.error_code,
-        "message": run.message,
-        "started_at": format_time(run.started_at),
-        "finished_at": format_time(run.finished_at) if run.finished_at else None,
-        "duration_seconds": None if run.duration_seconds is None else round(run.duration_seconds, 3),
-        "backup_id": run.backup_id,
-        "bytes": run.bytes,
-        "stored_bytes": run.stored_bytes,
-        "host": run.host,
-        "pid": run.pid,
-    }
+    seconds = run.duration_seconds
+    entry: dict[str, Any] = jsonable(asdict(run))
+    return {**entry, "duration_seconds": None if seconds is None else round(seconds, 3)}
 
 
 def incident_entry(summary: "Summary") -> dict[str, Any]:
     """An incident, in a list."""
-    return {key: format_time(each) if isinstance(each, datetime) else each for key, each in asdict(summary).items()}
+    from opsctl.postmortem import durations
+
+    entry: dict[str, Any] = jsonable(asdict(summary))
+    return {**entry, **durations(summary)}

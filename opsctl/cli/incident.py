@@ -7,6 +7,7 @@ import typer
 
 from opsctl.cli.files import whole_file
 from opsctl.cli.output import Outcome, age, plain_table
+from opsctl.documents import incident_entry
 from opsctl.errors import NoSuchIncident, OpsctlError, TimelineChanged, UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def open_incident(
         if each.reason is not None:
             session.output.show(f"  not captured: {each.name}: {each.reason}")
     pieces = [{"piece": each.name, "reason": each.reason} for each in taken]
-    result = {**_entry(incident.summary()), "captured": pieces}
+    result = {**incident_entry(incident.summary()), "captured": pieces}
     return Outcome(result, [incident.id], fields={"incident": incident.id})
 
 
@@ -153,7 +154,7 @@ def list_incidents(session: "Session") -> Outcome:
     table.add_column("What")
     for each in found:
         table.add_row(*_cells(each, session.clock()))
-    result = {"incidents": [_entry(each) for each in found]}
+    result = {"incidents": [incident_entry(each) for each in found]}
     nothing: list[RenderableType] = ["There are no incidents."]
     changed = [
         Text(f"{each.id} is not what was written: `opsctl incident verify`.", style="magenta")
@@ -177,16 +178,6 @@ def _cells(each: "Summary", now: datetime) -> "list[Text | str]":
         "" if seconds is None else f"in {spoken(seconds)}",
         clean(told),
     ]
-
-
-def _entry(each: "Summary") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from opsctl.postmortem import durations
-    from opsctl.telemetry.redact import jsonable
-
-    entry: dict[str, Any] = jsonable(asdict(each))
-    return {**entry, **durations(each)}
 
 
 def _event(event: "Event") -> dict[str, Any]:
@@ -224,7 +215,7 @@ def _document(summary: "Summary", found: "Examined") -> dict[str, Any]:
     from opsctl.postmortem import check_changes, unfinished
 
     return {
-        "incident": _entry(summary),
+        "incident": incident_entry(summary),
         "timeline": [_event(each) for each in found.events],
         "checks": [asdict(each) for each in check_changes(found.events)],
         "unfinished": unfinished(found.events),
@@ -382,4 +373,4 @@ def close(
         f"Closed {incident.id}.",
         f"`opsctl incident export {incident.id}` drafts the postmortem.",
     ]
-    return Outcome(_entry(summary), lines, fields={"incident": incident.id})
+    return Outcome(incident_entry(summary), lines, fields={"incident": incident.id})

@@ -76,7 +76,12 @@ def _application(session: "Session", *, names: set[str], token: str | None) -> "
         refresh_seconds=config.serve.refresh_seconds,
         changed=sources.marker,
     )
-    with watch_requests(config.sentry_dsn, environment=config.sentry_environment, redactor=session.redactor):
+    with watch_requests(
+        config.sentry_dsn,
+        environment=config.sentry_environment,
+        traces_sample_rate=config.sentry.traces_sample_rate,
+        redactor=session.redactor,
+    ):
         served = Served(
             sources,
             catalog,

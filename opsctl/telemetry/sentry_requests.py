@@ -13,7 +13,9 @@ from opsctl.telemetry.sentry import FLUSH_SECONDS
 
 
 @contextmanager
-def watch_requests(dsn: str | None, *, environment: str | None, redactor: Redactor) -> Iterator[None]:
+def watch_requests(
+    dsn: str | None, *, environment: str | None, traces_sample_rate: float, redactor: Redactor
+) -> Iterator[None]:
     """Report what goes wrong in a request until the end, and then what is left, in at most two seconds."""
     if not dsn:
         yield
@@ -32,10 +34,12 @@ def watch_requests(dsn: str | None, *, environment: str | None, redactor: Redact
         default_integrations=False,
         auto_enabling_integrations=False,
         integrations=[StarletteIntegration(), FastApiIntegration()],
+        traces_sample_rate=traces_sample_rate or None,
         include_local_variables=False,
         include_source_context=False,
-        send_default_pii=False,
         max_request_body_size="never",
+        auto_session_tracking=False,
+        send_client_reports=False,
         shutdown_timeout=FLUSH_SECONDS,
         before_send=redacted,
         before_send_transaction=redacted,
@@ -45,3 +49,4 @@ def watch_requests(dsn: str | None, *, environment: str | None, redactor: Redact
         yield
     finally:
         sentry_sdk.get_client().close(timeout=FLUSH_SECONDS)
+        sentry_sdk.get_global_scope().set_client(None)

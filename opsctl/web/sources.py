@@ -79,10 +79,13 @@ class Sources:
         listed = catalog.listed()
         problems: list[str] = []
         doctor = self._guarded(problems, self.doctor, None)
-        runs = self._guarded(problems, self.recent_runs, ())
-        incidents = self._guarded(problems, self.recent_incidents, ())
+        is_readable = not problems
+        runs = self._guarded(problems, self.recent_runs, None)
+        incidents = self._guarded(problems, self.recent_incidents, None)
         schedule = self._schedule("doctor")
-        state, summary, is_stale = judged(doctor, now, schedule.interval(now) if schedule else None)
+        state, summary, is_stale = judged(
+            doctor, now, schedule.interval(now) if schedule else None, is_readable=is_readable
+        )
         seen = self._seen()
         return Status(
             now=now,

@@ -112,6 +112,12 @@ class Database:
         return next((each for each in self.backups if not each.is_damaged), None)
 
     @property
+    def restored_at(self) -> datetime | None:
+        """When a backup of it was last restored, by what the repositories or this host know."""
+        known = [self.proofs.get("restored"), self.drill.at if self.drill else None]
+        return max((each for each in known if each), default=None)
+
+    @property
     def failed(self) -> Run | None:
         """The last run of ``backup``, when it failed and none has gone well since."""
         last = self.failures[0] if self.failures else None
@@ -142,8 +148,9 @@ class Status:
     is_stale: bool
     databases: tuple[Database, ...]
     repositories: tuple[Repository, ...]
-    runs: tuple[Run, ...]
-    incidents: tuple[Summary, ...]
+    runs: tuple[Run, ...] | None
+    """``None`` where they cannot be read: not the same as none."""
+    incidents: tuple[Summary, ...] | None
     problems: tuple[str, ...] = ()
     """What could not be read on this host."""
 
@@ -159,11 +166,15 @@ class Status:
 
     @property
     def open_incidents(self) -> list[Summary]:
-        return [each for each in self.incidents if not each.is_closed]
+        return [each for each in self.incidents or () if not each.is_closed]
 
 
-def judged(doctor: Doctor | None, now: datetime, interval: timedelta | None) -> tuple[str, str, bool]:
+def judged(
+    doctor: Doctor | None, now: datetime, interval: timedelta | None, *, is_readable: bool = True
+) -> tuple[str, str, bool]:
     """State, summary, and whether the last run of the checks is too long ago to count."""
+    if not is_readable:
+        return "unknown", "What the checks said last cannot be read.", False
     if doctor is None:
         return "unknown", "No checks have been made on this host yet.", False
     if now - doctor.at > (STALE_RUNS * interval if interval else STALE):

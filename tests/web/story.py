@@ -10,8 +10,8 @@ from pathlib import Path
 
 from opsctl.history import Ending, History
 from opsctl.incident import Incidents
-from opsctl.manifest import DatabaseProperties, Facts, Manifest, StoredFile, TableFacts, format_time
-from opsctl.repository import Evidence
+from opsctl.manifest import DatabaseProperties, Facts, Manifest, StoredFile, TableFacts, backup_id, format_time
+from opsctl.repository import Evidence, segment
 from opsctl.sightings import Drill, Sightings
 from opsctl.telemetry.redact import Redactor
 
@@ -44,13 +44,11 @@ PROPERTIES = DatabaseProperties("saasuser", "UTF8", "c", "C", "C", None, None, N
 
 
 def manifest(database: str, at: datetime, *, plain: int, seconds: float, number: int = 0) -> Manifest:
-    from opsctl.repository import segment
-
     facts = Facts("counts", (TableFacts("public", "users", plain // 100),), (), (), ("saasuser",), PROPERTIES)
     stored = plain * 31 // 100
     dump = StoredFile("dump.zst", plain, stored, "0" * 64, "1" * 64)
     return Manifest(
-        id=f"{segment(database)}-{at:%Y%m%dT%H%M%SZ}-{number:04x}",
+        id=backup_id(segment(database), at, f"{number:04x}"),
         database=database,
         started_at=at,
         finished_at=at + timedelta(seconds=seconds),
@@ -68,8 +66,6 @@ def manifest(database: str, at: datetime, *, plain: int, seconds: float, number:
 
 def put(repository: Path, each: Manifest, *evidence: Evidence) -> None:
     """A backup as it lies in a local repository, but for the dump's bytes."""
-    from opsctl.repository import segment
-
     folder = repository / segment(each.database) / each.id
     (folder / "evidence").mkdir(parents=True)
     (folder / "manifest.json").write_bytes(each.to_json())

@@ -1,9 +1,12 @@
 """The status page: it tells what is known, how old that is, and nothing that could be mistaken for something else."""
 
+import os
 import re
+import tempfile
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -126,7 +129,7 @@ def test_a_repository_that_does_not_answer_keeps_what_it_told(sixty_days, story,
     assert "2 h ago" in text
     document = client.get("/api/list").json()
     assert (document["exit_code"], document["result"]["unreachable"]) == (3, ["offsite"])
-    assert ["local", "offsite"] in [each["repositories"] for each in document["result"]["backups"]]
+    assert document["result"]["backups"][1]["repositories"] == ["local", "offsite"]
 
 
 def test_nothing_is_known_yet(tmp_path, story, page_of):
@@ -170,3 +173,50 @@ def test_what_cannot_be_read_is_said(tmp_path, story, page_of):
 def test_it_looks_again_by_itself_only_when_asked(sixty_days, story, page_of, asked, header):
     """A page that reloads takes away what somebody is reading, so that is a choice."""
     assert page_of(sixty_days, now=story.NOW).get(asked).headers.get("refresh") == header
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_of_the_group_is_served(story, page_of):
+    """Whoever may read the state folder, by its group, sees checks and runs; what is private is said to be."""
+    group = 4242
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        state = folder / "state"
+        state.mkdir(mode=0o750)
+        os.chown(state, -1, group)
+        state.chmod(0o2750)
+        story.build(folder)
+        client = page_of(folder, now=story.NOW)
+        client.get("/")  # loads what lies where nobody else may read
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.setgroups([])
+            os.setgid(group)
+            os.setuid(65534)
+            fresh = page_of(folder, now=story.NOW, catalog=type("None", (), {"listed": lambda _self: []})())
+            os.write(writing, shown(fresh.get("/").text).encode())
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            text = pipe.read().decode()
+        os.waitpid(child, 0)
+    assert text.startswith("CRIT")
+    assert "backup billing failed" in text
+    assert "the restore took 7 min 11 s" in text
+    assert "can be read by their owner only" in text
+    assert "None is recorded" not in text
+    assert "saasdb-20261124T030000Z-e4fc" in text
+
+
+def test_what_cannot_be_read_is_not_said_to_be_nothing(story, page_of, tmp_path):
+    """A damaged history is neither a host without runs nor one whose checks were never made."""
+    state = story.build(tmp_path)
+    (state / "history.db").write_bytes(b"no database at all" * 100)
+    text = shown(page_of(tmp_path, now=story.NOW).get("/").text)
+    assert text.startswith("UNKNOWN")
+    assert "What the checks said last cannot be read." in text
+    assert "They cannot be read; the top of the page says why." in text
+    assert "No checks have been made" not in text
+    assert "No run is recorded" not in text
