@@ -199,7 +199,7 @@ def _checks(history: History, now: datetime, *, hostile: bool) -> None:
 
 def _incidents(state: Path, now: datetime) -> None:
     clock = [now - 18 * DAY]
-    incidents = Incidents(state / "incidents", Redactor(), lambda: clock[0], {"user": "anna", "host": "db1"})
+    incidents = Incidents(state / "incidents", Redactor(), lambda: clock[0], {"user": "oncall", "host": "db1"})
     old = incidents.open("disk-is-full", "/var/lib at 97 %: the WAL archive stood still")
     for minutes, kind in ((4, "acknowledged"), (21, "mitigated"), (55, "resolved"), (90, "closed")):
         clock[0] = now - 18 * DAY + timedelta(minutes=minutes)

@@ -92,12 +92,27 @@ def test_a_run_on_this_host_is_seen_soon(run_opsctl, saas):
     assert ended(process, signal.SIGINT)[0] == 0
 
 
-def test_a_token_too_short_to_keep_anybody_out_is_none(run_opsctl, story):
-    """Neither is one that is not there; the port stays closed."""
-    config = f'{story.CONFIG}[serve]\nhost = "::"\ntoken_env = "PAGE_TOKEN"\n'
-    (run_opsctl.work / "opsctl.toml").write_text(config)
+def test_a_token_is_asked_for(run_opsctl, story):
+    """Beyond this host it listens with a token only, and one long enough to keep anybody out; then nothing is told but
+    that it lives to whoever does not show it."""
+    config = run_opsctl.work / "opsctl.toml"
+    config.write_text(f'{story.CONFIG}[serve]\nhost = "0.0.0.0"\n')
+    refused = run_opsctl("serve", "--port", "0", "--json")
+    assert (refused.returncode, refused.json["error"]["code"]) == (16, "refused")
+    with config.open("a") as file:
+        file.write('token_env = "PAGE_TOKEN"\n')
     for short in (None, "short"):
         assert run_opsctl("serve", "--port", "0", "--json", env={"PAGE_TOKEN": short}).returncode == 10
+    token = "hunter2-canary-hunter2-canary"
+    process, url = started(run_opsctl, env={"PAGE_TOKEN": token})
+    port = httpx.URL(url).port
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        assert client.get("/").status_code == 401
+        assert client.get("/", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert client.get("/", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        assert client.get("/healthz").text == "ok\n"
+    assert ended(process)[0] == 0
+    assert token not in (run_opsctl.folder / "log").read_text()
 
 
 def test_answers_are_not_held_back():
