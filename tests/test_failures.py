@@ -362,14 +362,6 @@ def test_database_folder_that_is_a_file(run_opsctl, saas):
     assert_nothing_left(run_opsctl)
 
 
-def test_state_folder_that_cannot_be_written(run_opsctl, saas, tmp_path):
-    """Without a place for locks nothing is begun."""
-    (tmp_path / "file").touch()
-    run = run_opsctl("backup", "--json", url=saas.url, env={"OPSCTL_STATE_DIR": str(tmp_path / "file/state")})
-    assert "OPSCTL_STATE_DIR" in assert_failed(run, 10, "state folder")["hint"]
-    assert_nothing_left(run_opsctl)
-
-
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 999}', "\x00\xff"])
 def test_damaged_manifest(run_opsctl, saas, text):
     """A backup whose manifest cannot be read is listed apart, never restored, and hinders no other."""

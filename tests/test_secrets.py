@@ -117,6 +117,44 @@ def test_nobody_sees_the_password_of_a_running_backup(run_opsctl, listening, bin
     assert_files_clean(run_opsctl.work, run_opsctl.state)
 
 
+def test_the_real_pg_dump_is_told_by_a_file_only_it_can_open(run_opsctl, listening, binaries, tmp_path):
+    """What anybody on the host reads of a running pg_dump in /proc has no secret: its arguments, its environment."""
+    from psycopg import connect
+
+    real = binaries.path("pg_dump").resolve()
+    with connect(listening.url(), autocommit=True) as connection:
+        connection.execute("create table big as select n, repeat(md5(n::text), 9) from generate_series(1, 250000) n")
+    try:
+        variables = configured(run_opsctl, listening, "url", tmp_path)
+        process = run_opsctl.start("backup", "--json", env=variables)
+        seen = []
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            seen += [found for each in Path("/proc").iterdir() if (found := told(each, real))]
+            time.sleep(0.01)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        with connect(listening.url(), autocommit=True) as connection:
+            connection.execute("drop table big")
+    assert process.returncode == 0, stderr
+    dumping = [(arguments, environment) for arguments, environment in seen if "--snapshot" in arguments]
+    assert dumping, "pg_dump was never seen: this test has tested nothing"
+    for arguments, environment in dumping:
+        assert_clean(arguments + environment, where="/proc")
+        assert "PGPASSWORD=" not in environment
+        assert "PGPASSFILE=/proc/self/fd/" in environment
+
+
+def told(process, program):
+    """The arguments and the environment of a process in /proc, if it runs that program."""
+    try:
+        if not process.name.isdecimal() or (process / "exe").readlink() != program:
+            return None
+        return tuple((process / name).read_bytes().decode("utf-8", "replace") for name in ("cmdline", "environ"))
+    except OSError:
+        return None
+
+
 @each_source
 def test_no_command_says_the_password(run_opsctl, listening, tmp_path, source):
     """Whatever a command prints, logs and keeps, in any format, holds no secret."""

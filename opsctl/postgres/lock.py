@@ -2,7 +2,8 @@
 
 The advisory lock works across hosts and goes with its holder. It lives in the maintenance database, because advisory
 locks are per database and because a session inside a database stops it from being renamed. The file lock names the
-holder exactly (process, host, start) for runs of the same host.
+holder exactly (process, host, start) for runs of the same host. Where it cannot be made, because the state folder is
+full or read-only, the server's lock is enough: it is the one that keeps runs apart.
 """
 
 import fcntl
@@ -12,12 +13,12 @@ import re
 import socket
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opsctl.errors import ConfigurationError, LockHeld
+from opsctl.errors import LockHeld
 from opsctl.manifest import format_time
 from opsctl.postgres.server import Server, one, rows
 
@@ -72,11 +73,9 @@ def _file_lock(state_path: Path, server: Server, database: str, holder: dict[str
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ConfigurationError(
-            f"The state folder {state_path} cannot be written: {error.strerror}.",
-            hint="Set OPSCTL_STATE_DIR, or path in [state], to a folder this user owns.",
-        ) from error
+    except OSError:
+        yield
+        return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,12 +84,17 @@ def _file_lock(state_path: Path, server: Server, database: str, holder: dict[str
                 f"Another opsctl run holds the lock of {database!r}: {_holder_in_file(path)}.",
                 hint="Wait for it to end; the lock goes with it.",
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        _write(descriptor, json.dumps(holder).encode())
         yield
-        os.ftruncate(descriptor, 0)
+        _write(descriptor, b"")
     finally:
         os.close(descriptor)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with suppress(OSError):  # a full disk
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, data, 0)
 
 
 def _file_name(server: Server, database: str) -> str:

@@ -294,7 +294,7 @@ class S3Storage:
             )
         return str(answer["UploadId"])
 
-    def put_part(self, key: str, upload: str, number: int, data: bytes) -> str:
+    def put_part(self, key: str, upload: str, number: int, data: bytes | bytearray) -> str:
         target = {"Bucket": self.bucket, "Key": self.full_key(key), "UploadId": upload, "PartNumber": number}
         with self.mapped("write"):
             answer = self._send(self.client.upload_part, data, **target)
@@ -386,7 +386,7 @@ class S3Storage:
         target = {"Bucket": self.bucket, "Key": self.full_key(key)}
         self._send(self.client.put_object, data, **target, **self._encryption(), **more)
 
-    def _send(self, operation: Any, data: bytes, **more: Any) -> Any:
+    def _send(self, operation: Any, data: bytes | bytearray, **more: Any) -> Any:
         """A body with its MD5; sent again when the service says that it arrived changed."""
         digest = content_md5(data)
         for last_attempt in _attempts():

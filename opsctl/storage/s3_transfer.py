@@ -98,10 +98,12 @@ class S3File:
     def __init__(self, storage: "S3Storage", key: str) -> None:
         self._storage = storage
         self._key = key
-        self._buffer = io.BytesIO()
+        self._buffer = bytearray()
+        self._filled = 0
         self._size = 0
         self._upload: str | None = None
         self._parts: list[Future[str]] = []
+        self._bodies: dict[Future[str], bytearray] = {}
         self._stored = False
         self._failure: RepositoryUnreachable | None = None
 
@@ -109,11 +111,12 @@ class S3File:
         self._require_wanted()
         view = memoryview(data)
         while view:
-            room = part_bytes(len(self._parts)) - self._buffer.tell()
-            self._buffer.write(view[:room])
-            self._size += len(view[:room])
-            view = view[room:]
-            if self._buffer.tell() == part_bytes(len(self._parts)):
+            taken = view[: part_bytes(len(self._parts)) - self._filled]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            self._size += len(taken)
+            view = view[len(taken) :]
+            if self._filled == part_bytes(len(self._parts)):
                 with self._failing():
                     self._send()
 
@@ -124,9 +127,9 @@ class S3File:
         with self._failing():
             if upload is None:
                 self._stored = True
-                self._storage.put_file(self._key, self._buffer.getvalue())
+                self._storage.put_file(self._key, bytes(self._buffer))
             else:
-                if self._buffer.tell():
+                if self._filled:
                     self._send()
                 etags = [self._result(part) for part in self._parts]
                 self._stored = True
@@ -147,7 +150,7 @@ class S3File:
             f"The upload of {self._key} to {self._storage.address} was given up.", hint="Run it again."
         )
         upload, stored = self._upload, self._stored
-        self._upload, self._stored, self._buffer = None, False, io.BytesIO()
+        self._upload, self._stored, self._buffer, self._filled = None, False, bytearray(), 0
         with suppress(RepositoryUnreachable):
             if upload is not None:
                 full_key = self._storage.full_key(self._key)
@@ -159,14 +162,19 @@ class S3File:
                 self._storage.delete(self._key)
 
     def _send(self) -> None:
-        body = self._buffer.getvalue()
-        self._buffer = io.BytesIO()
+        body = self._buffer
+        del body[self._filled :]
         upload = self._upload = self._upload or self._storage.start_upload(self._key)
         if self._failure is not None:  # given up while the upload was being started: what follows raises it
             self._storage.abort(self._storage.full_key(self._key), upload)
         self._wait_for_room(len(body))
         number = len(self._parts) + 1
-        self._parts.append(in_background(self._storage.put_part, self._key, upload, number, body))
+        part = in_background(self._storage.put_part, self._key, upload, number, body)
+        self._parts.append(part)
+        # Buffers are used again: what allocators make of new ones of this size, freed by other threads, is a third more.
+        done = next((each for each in self._bodies if each.done()), None)
+        self._buffer, self._filled = self._bodies.pop(done) if done else bytearray(), 0
+        self._bodies[part] = body
 
     def _wait_for_room(self, size: int) -> None:
         """Until this part, the next one and those on their way fit; raises what went wrong with any."""
@@ -199,7 +207,7 @@ class S3File:
             raise
 
 
-def content_md5(data: bytes) -> str:
+def content_md5(data: bytes | bytearray) -> str:
     """What a service compares a body with when it arrives, as the header spells it."""
     return b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 

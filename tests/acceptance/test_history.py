@@ -1,5 +1,6 @@
 """The record of runs under load, under kill -9, and read by another user."""
 
+import json
 import os
 import random
 import shutil
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -154,3 +155,27 @@ def _read_as(path, user):
     command = ["/usr/sbin/runuser", "-u", user, "--", "/usr/bin/python3", "-c", code, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=60)
     return (done.stdout or done.stderr).strip()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+@pytest.mark.parametrize("state", ["read-only", "full"])
+def test_state_folder_that_takes_nothing(run_opsctl, saas, state):
+    """A state folder that is full or read-only costs warnings: the backup is taken, verified and restored."""
+    run_opsctl.state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", run_opsctl.state], check=True)
+    try:
+        if state == "full":
+            with suppress(OSError), (run_opsctl.state / "filler").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", run_opsctl.state], check=True)
+        for words in (["backup"], ["verify"], ["restore", "latest", "--into", f"{saas.name}_copy"]):
+            run = run_opsctl(*words, "--json", url=saas.url)
+            assert run.returncode == 0, run
+            loud = [line for line in map(json.loads, run.stderr.splitlines()) if line["level"] != "info"]
+            events = [line["event"] for line in loud]
+            assert events.count("history.unwritten") == 1, run
+            assert set(events) <= {"history.unwritten", "metrics.unseen"}, run
+    finally:
+        subprocess.run(["umount", run_opsctl.state], check=True)
