@@ -1,167 +1,357 @@
-"""Runs of opsctl, read back from the database of a real Sentry-compatible server: Bugsink, from PyPI."""
+"""What a Sentry makes of our reports: Bugsink, which speaks Sentry's protocol, is installed and run for these tests.
+
+What it stores is read back through its API and from its SQLite files. It drops check-ins; tests/telemetry has those.
+"""
 
 import json
 import os
 import shutil
+import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import closing
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
+import opsctl
+from opsctl.postgres.cluster import throwaway_cluster
+from opsctl.postgres.processes import die_with_parent
 
-CANARY = "hunter2-canary"
-NOWHERE = f"postgresql://me:{CANARY}@127.0.0.1:1/app"
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.end_to_end,
+    pytest.mark.xdist_group("bugsink"),
+    pytest.mark.timeout(900),
+]
 
-
-@pytest.fixture(scope="module")
-def programs(pytestconfig):
-    """Where Bugsink's programs are; installed once, kept from run to run."""
-    folder = pytestconfig.cache.mkdir("bugsink")
-    if not (folder / "done").exists():
-        shutil.rmtree(folder / "venv", ignore_errors=True)
-        try:
-            environment = {**os.environ, "HOME": str(folder)}  # pip asks rustc, which may write there
-            subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, env=environment)
-            install = [folder / "venv/bin/pip", "install", "--quiet", "bugsink>=2.6"]
-            subprocess.run(install, check=True, capture_output=True, env=environment)
-        except subprocess.CalledProcessError as error:
-            text = f"Bugsink cannot be installed: {error.stderr or error}"
-            pytest.fail(text) if pytestconfig.getoption("--require-services") else pytest.skip(text)
-        (folder / "done").touch()
-    return folder / "venv/bin"
+BUGSINK = "bugsink>=2.6,<2.7"
+CORE = "kanarie-5b1d"
+PASSWORD = f"p@ss:{CORE}/é"
+"""Other spellings of it (in a URL, in JSON, quoted) have its core in common: that is looked for."""
+REFUSING = "postgresql://me@127.0.0.1:1/app"
+STALL_SECONDS = 2
+SLACK_SECONDS = 3
+"""For a busy machine. A run that waited for the server's answer would take ten seconds longer."""
 
 
+def wait_for(condition, what, *, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+    return found
+
+
+@dataclass
 class Bugsink:
-    """A running server with one project: ``dsn``; ``events()`` from its own database."""
+    """The server: a process group of gunicorn and its worker."""
 
-    def __init__(self, programs, folder):
-        self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self._programs = programs
-        self._environment = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(folder), "HOME": str(folder)}
-        self._run("bugsink-create-conf", "--template=local", "--host=127.0.0.1", f"--port={self.port}")
-        self._run("bugsink-manage", "migrate")
-        self._run("bugsink-manage", "migrate", "snappea", "--database=snappea")
-        self.token = self._run("bugsink-manage", "create_auth_token").split()[-1]
-        self.process = None
-
-    def _run(self, program, *arguments):
-        command = [self._programs / program, *arguments]
-        options = {"cwd": self.folder, "env": self._environment, "capture_output": True, "text": True}
-        return subprocess.run(command, check=True, **options).stdout
+    folder: Path
+    address: str
+    token: str
+    gunicorn: list
+    environment: dict
+    process: subprocess.Popen | None = None
 
     def start(self):
-        with (self.folder / "log").open("w") as log:
-            command = [self._programs / "gunicorn", f"--bind=127.0.0.1:{self.port}", "--threads=2", "bugsink.wsgi"]
+        with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, env=self._environment, stdout=log, stderr=subprocess.STDOUT
+                self.gunicorn,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509
             )
-        deadline = time.monotonic() + 60
-        while self.process.poll() is None and time.monotonic() < deadline:
-            with socket.socket() as attempt:
-                if attempt.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.1)
-        raise RuntimeError((self.folder / "log").read_text())
+        wait_for(self._answers, "Bugsink")
 
-    def stop(self):
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait()
+    def _answers(self):
+        assert self.process.poll() is None, (self.folder / "log").read_text()
+        try:
+            return self.ask("teams/")
+        except OSError:
+            return None
 
-    def ask(self, path, data=None):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/api/canonical/0/{path}",
-            data=json.dumps(data).encode() if data is not None else None,
+    def end(self):
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=30)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+    @contextmanager
+    def running(self):
+        try:
+            self.start()
+            yield
+        finally:
+            self.end()
+
+    @contextmanager
+    def away(self):
+        """Nothing listens at its address."""
+        self.end()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
+    def stopped(self):
+        """It takes connections, because the kernel does that, and never answers."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.process.pid, signal.SIGCONT)
+
+    def ask(self, path, document=None):
+        """The answer to a GET, or to a POST of ``document``."""
+        request = urllib.request.Request(  # noqa: S310
+            f"{self.address}/api/canonical/0/{path}",
+            data=None if document is None else json.dumps(document).encode(),
             headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
             return json.load(answer)
 
-    @property
-    def databases(self):
-        return [path for path in self.folder.rglob("*.sqlite3") if path.name != "snappea.sqlite3"]
+    def new_project(self, name):
+        (team,) = self.ask("teams/")["results"]
+        number = self.ask("projects/", {"name": name, "team": team["id"]})["id"]
+        return Project(self, number, self.ask(f"projects/{number}/")["dsn"])
 
-    def events(self):
-        """What the server keeps of each event, the oldest first."""
-        (database,) = self.databases
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            rows = connection.execute("select data from events_event order by ingested_at, digest_order").fetchall()
-        return [json.loads(row[0]) for row in rows]
+    def stored(self):
+        """All bytes it has written: its databases with their journals, its log, what it has not digested."""
+        return b"".join(path.read_bytes() for path in self.folder.rglob("*") if path.is_file())
+
+
+@dataclass(frozen=True)
+class Project:
+    """One project of the server: every test has its own."""
+
+    server: Bugsink
+    number: str
+    dsn: str
 
     def issues(self):
-        (database,) = self.databases
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            query = "select calculated_value, digested_event_count from issues_issue order by first_seen"
-            return connection.execute(query).fetchall()
+        return self.server.ask(f"issues/?project={self.number}")["results"]
+
+    def events(self, issue, search=""):
+        """What was sent, the first first; ``search`` as in the server's own search box."""
+        found = self.server.ask(f"events/?issue={issue['id']}&order=asc&q={quote(search)}")["results"]
+        return [self.server.ask(f"events/{each['id']}/")["data"] for each in found]
+
+    def all_events(self):
+        return [event for issue in self.issues() for event in self.events(issue)]
 
 
-@pytest.fixture
-def bugsink(programs, tmp_path):
-    folder = tmp_path / "bugsink"
-    folder.mkdir()
-    server = Bugsink(programs, folder)
-    server.start()
-    yield server
-    server.stop()
+@pytest.fixture(scope="module")
+def programs(pytestconfig):
+    """Where Bugsink's programs are: in a virtual environment of its own, kept from run to run."""
+    folder = pytestconfig.cache.mkdir("bugsink-2.6")
+    venv = folder / "venv"
+    if not (folder / "done").exists():
+        shutil.rmtree(venv, ignore_errors=True)
+        environment = {**os.environ, "HOME": str(folder)}  # pip asks rustc, which may write there
+        pip = [sys.executable, "-m", "pip", "--python", venv / "bin/python"]
+        options = ["--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+        try:
+            for command in (
+                [sys.executable, "-m", "venv", "--without-pip", venv],
+                [*pip, "install", *options, BUGSINK],
+            ):
+                subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        except subprocess.CalledProcessError as error:
+            text = f"Bugsink cannot be installed: {error.stderr or error}"
+            pytest.fail(text) if pytestconfig.getoption("--require-services") else pytest.skip(text)
+        (folder / "done").touch()
+    return venv / "bin"
 
 
-@pytest.fixture
-def dsn(bugsink):
-    team = bugsink.ask("teams/", {"name": "ops"})
-    project = bugsink.ask("projects/", {"name": "opsctl", "team": team["id"]})
-    return bugsink.ask(f"projects/{project['id']}/")["dsn"]
+@pytest.fixture(scope="module")
+def bugsink(programs, tmp_path_factory):
+    """The running server, with a team."""
+    folder = tmp_path_factory.mktemp("bugsink")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(folder), "PYTHONPATH": str(folder)}
+
+    def run(program, *arguments):
+        command = [programs / program, *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("bugsink-create-conf", "--template=local", "--host=127.0.0.1", f"--port={port}")
+    with (folder / "bugsink_conf.py").open("a") as conf:
+        conf.write(f'BUGSINK["INGEST_STORE_BASE_DIR"] = "{folder}/ingestion"\n')  # else it is one of the whole host
+    run("bugsink-manage", "migrate")
+    run("bugsink-manage", "migrate", "snappea", "--database=snappea")
+    token = run("bugsink-manage", "create_auth_token").split()[-1]
+    gunicorn = [programs / "gunicorn", f"--bind=127.0.0.1:{port}", "--workers=1", "--threads=4", "bugsink.wsgi"]
+    server = Bugsink(folder, f"http://127.0.0.1:{port}", token, gunicorn, environment)
+    with server.running():
+        server.ask("teams/", {"name": "ops"})
+        yield server
 
 
-def test_a_real_server_keeps_failures_without_secrets(run_opsctl, saas, bugsink, dsn):
-    """Two equal nights are one issue, another cause is another one; what happened while it was down arrives later."""
-    work = run_opsctl.work
-    (work / "file").touch()
-    (work / "opsctl.toml").write_text(
-        f'[databases.app]\nurl = "{NOWHERE}"\n[repositories.local]\nurl = "backups"\n'
-        f'[schedule]\nbackup = "0 3 * * *"\n[sentry]\nenvironment = "staging"\n'
+@pytest.fixture(scope="module")
+def listening(binaries):
+    """A server with a role that may connect with the canary as its password, and may read nothing."""
+    from psycopg import connect
+    from psycopg.sql import SQL, Identifier, Literal
+
+    with throwaway_cluster(binaries, listen=True) as running:
+        with connect(running.url(), autocommit=True) as connection:
+            connection.execute(SQL("create role reader login password {}").format(Literal(PASSWORD)))
+            connection.execute(SQL("create table {} ()").format(Identifier(PASSWORD)))
+        yield running
+
+
+def configure(run_opsctl, more=""):
+    (run_opsctl.work / "opsctl.toml").write_text(
+        f'[databases.app]\nurl_env = "DATABASE_URL"\n[repositories.local]\nurl = "backups"\n'
+        f'[sentry]\nenvironment = "staging"\n{more}'
     )
-    odd = work / "odd.toml"
-    odd.write_text(
-        f'[databases.app]\nurl = "{NOWHERE}"\n[repositories.odd]\nurl = "file/{CANARY}"\n'
-        '[sentry]\nenvironment = "staging"\n'
-    )
-    environment = {"SENTRY_DSN": dsn}
-    runs = [run_opsctl("backup", "--json", "--debug", env=environment) for _ in range(2)]
-    assert [run.returncode for run in runs] == [12, 12]
-    assert run_opsctl("list", "--config", odd, env=environment).returncode == 13
-    assert run_opsctl("backup", "--no-such-option", env=environment).returncode == 2
 
-    events = bugsink.events()
-    assert [event["tags"]["command"] for event in events] == ["backup", "backup", "list"]
-    assert [event["tags"]["run_id"] for event in events[:2]] == [run.json["run_id"] for run in runs]
-    assert {event["environment"] for event in events} == {"staging"}
-    assert {event["release"].partition("@")[0] for event in events} == {"opsctl"}
-    assert events[0]["breadcrumbs"]["values"]
-    assert "***" in json.dumps(events[2])
-    assert sorted(count for _, count in bugsink.issues()) == [1, 2]
 
-    bugsink.stop()
-    down = run_opsctl("backup", "--json", env=environment)
-    assert down.returncode == 12
-    kept = [path for path in (run_opsctl.state / "sentry").iterdir() if not path.name.startswith(".")]
-    assert len(kept) == 2  # the event, and the end of the check-in
-    bugsink.start()
-    assert run_opsctl("notify", "test", env=environment).returncode == 0
-    assert run_opsctl("backup", "--json", env=environment).returncode == 12
-    run_ids = [event["tags"]["run_id"] for event in bugsink.events()]
-    assert run_ids.count(down.json["run_id"]) == 1
-    assert sorted(count for _, count in bugsink.issues()) == [1, 1, 4]
-    assert [path.name for path in (run_opsctl.state / "sentry").iterdir()] == [".lock"]
+def spooled(run_opsctl):
+    return [path for path in (run_opsctl.state / "sentry").glob("*") if not path.name.startswith(".")]
 
-    bugsink.stop()
-    for path in bugsink.folder.rglob("*"):
-        if path.is_file():
-            assert CANARY.encode() not in path.read_bytes(), path
+
+def test_a_failure_of_every_night_is_one_issue(run_opsctl, bugsink, listening):
+    """Two nights with the same cause are one issue with two events, found by their tags; another cause is another."""
+    project = bugsink.new_project("nights")
+    configure(run_opsctl)
+    wrong = f"postgresql://reader:wrong@127.0.0.1:{listening.port}/postgres"
+    runs = [
+        run_opsctl("backup", "--json", url=url, env={"SENTRY_DSN": project.dsn}) for url in (REFUSING, REFUSING, wrong)
+    ]
+    refused, unknown = project.issues()
+    nights = project.events(refused)
+    release = f"opsctl@{opsctl.__version__}"
+    tags = {"command": "backup", "code": "database_unreachable", "database": "app"}
+    search = " ".join(f"{key}:{value}" for key, value in (tags | {"environment": "staging"}).items())
+
+    assert [run.returncode for run in runs] == [12, 12, 12]
+    assert (refused["digested_event_count"], unknown["digested_event_count"]) == (2, 1)
+    assert [event["tags"]["run_id"] for event in nights] == [run.json["run_id"] for run in runs[:2]]
+    assert project.events(refused, f"{search} release:{release}") == nights
+    assert project.events(refused, "environment:production") == []
+    for event in nights:
+        assert tags.items() <= event["tags"].items()
+        assert (event["release"], event["environment"]) == (release, "staging")
+        crumbs = event["breadcrumbs"]["values"]
+        assert [each["category"] for each in crumbs] == ["run.failed"]
+        assert "Connection refused" in crumbs[0]["message"]
+    (other,) = project.events(unknown)
+    assert tags.items() <= other["tags"].items()
+    assert "password" in other["exception"]["values"][-1]["value"]
+
+
+def test_a_secret_reaches_neither_its_api_nor_its_disk(run_opsctl, bugsink, listening, tmp_path):
+    """Where a password can stand: the URL, the command line, an error's text, the log and what a caller adds to it."""
+    project = bugsink.new_project("canary")
+    configure(run_opsctl)
+    url = f"postgresql://reader:{quote(PASSWORD, safe='')}@127.0.0.1:{listening.port}/postgres"
+    wrong = url.replace("reader", "postgres")
+    environment = {"SENTRY_DSN": project.dsn, "OPSCTL_LOG_CONTEXT": json.dumps({"request_id": f"r-{PASSWORD}"})}
+    arguments = ("backup", "--json", "--debug", "--log-file", tmp_path / f"{quote(PASSWORD, safe='')}.log")
+    own_process = {"PYTHONUNBUFFERED": "1"}  # whose sys.argv the SDK could see
+    runs = [run_opsctl(*arguments, url=each, env=environment | own_process) for each in (url, wrong)]
+    events = project.all_events()
+    stored = bugsink.stored()
+    crumbs = [each for event in events for each in event["breadcrumbs"]["values"]]
+    told = [event["exception"]["values"][-1]["value"] for event in events]
+
+    assert len(events) == 2, runs
+    assert {event["tags"]["run_id"] for event in events} == {run.json["run_id"] for run in runs}
+    assert any("***" in text for text in told), told
+    assert any(each["data"].get("request_id") == "r-***" for each in crumbs), crumbs
+    for run in runs:
+        assert run.json["run_id"].encode() in stored  # it is there that has to be looked
+        assert CORE not in run.stdout + run.stderr
+    assert CORE not in json.dumps(events, ensure_ascii=False)
+    assert CORE.encode() not in stored
+    assert b"--log-file" not in stored
+
+
+def test_a_stalled_server_costs_two_seconds_and_loses_nothing(run_opsctl, bugsink):
+    """While it does not answer runs end as ever and keep their events; the first run after that brings them."""
+    project = bugsink.new_project("stalled")
+    configure(run_opsctl)
+
+    def night():
+        started = time.monotonic()
+        run = run_opsctl("backup", "--json", url=REFUSING, env={"SENTRY_DSN": project.dsn})
+        return run, time.monotonic() - started
+
+    before, usual = night()
+    with bugsink.stopped():
+        stalled = [night() for _ in range(2)]
+        kept = spooled(run_opsctl)
+    after, _ = night()
+    (issue,) = project.issues()
+    arrived = [event["tags"]["run_id"] for event in project.events(issue)]
+
+    runs = [before, *(run for run, _ in stalled), after]
+    assert len(kept) == 2
+    for run, took in stalled:
+        assert took < usual + STALL_SECONDS + SLACK_SECONDS
+        assert run.returncode == before.returncode == 12
+        assert [json.loads(line)["event"] for line in run.stderr.splitlines()] == ["run.failed"]
+        assert run.json["error"] == before.json["error"]
+    assert sorted(arrived) == sorted(run.json["run_id"] for run in runs)  # each once, although it was sent twice
+    assert spooled(run_opsctl) == []
+
+
+def test_what_happened_while_it_was_away_arrives_later(run_opsctl, bugsink):
+    """Nothing listens: the event and the end of the check-in are kept, and sent by the next run with an address."""
+    project = bugsink.new_project("away")
+    configure(run_opsctl, '[schedule]\nbackup = "0 3 * * *"\n')
+    environment = {"SENTRY_DSN": project.dsn}
+    with bugsink.away():
+        missed = run_opsctl("backup", "--json", url=REFUSING, env=environment)
+        kept = spooled(run_opsctl)
+    tried = run_opsctl("notify", "test", env=environment)
+    mistyped = run_opsctl("backup", "--no-such-option", env=environment)
+    next_night = run_opsctl("backup", "--json", url=REFUSING, env=environment)
+    counts = sorted(each["digested_event_count"] for each in project.issues())
+    arrived = [event["tags"]["run_id"] for event in project.all_events()]
+
+    assert [run.returncode for run in (missed, tried, mistyped, next_night)] == [12, 0, 2, 12]
+    assert len(kept) == 2
+    assert counts == [1, 2]  # the test is an issue of its own, and a mistyped command line is none
+    assert [arrived.count(run.json["run_id"]) for run in (missed, next_night)] == [1, 1]
+    assert spooled(run_opsctl) == []
+
+
+def test_a_check_is_an_event_when_it_changes(run_opsctl, bugsink, saas):
+    """Fine, failing, still failing, fine again: two events of one issue."""
+    project = bugsink.new_project("checks")
+    check = '[[checks]]\nid = "queue"\nkind = "sql"\ndatabase = "app"\nsql = "select {}"\nwarn = 10\ncrit = 20\n'
+    codes, counts = [], []
+    for value in (5, 30, 30, 5):
+        configure(run_opsctl, check.format(value))
+        run = run_opsctl("doctor", "own.queue", url=saas.url, env={"SENTRY_DSN": project.dsn})
+        codes.append(run.returncode)
+        counts.append(sum(each["digested_event_count"] for each in project.issues()))
+    (issue,) = project.issues()
+    failing, well = project.events(issue)
+
+    assert codes == [0, 2, 2, 0]
+    assert counts == [0, 1, 1, 2]
+    tags = {"command": "doctor", "check": "own.queue", "target": "app", "status": "crit", "before": "ok"}
+    assert tags.items() <= failing["tags"].items()
+    assert (failing["level"], well["level"]) == ("error", "info")
+    assert (well["tags"]["status"], well["tags"]["before"]) == ("ok", "crit")
