@@ -1,5 +1,6 @@
 """Bytes on their way into a bucket, in parts side by side, and out of it, a few ranges ahead."""
 
+import ctypes
 import hashlib
 import io
 from base64 import b64encode
@@ -34,6 +35,9 @@ RANGES_AHEAD = 3
 LOOK_SECONDS = 0.5
 """How often who waits for a part looks whether the upload was given up by another thread."""
 
+M_MMAP_THRESHOLD = -3
+"""What mallopt(3) calls the size from which a block is returned to the system as it is freed."""
+
 ABANDON_SECONDS = 5
 """How long an abandoned upload waits for the parts that are on their way, to abort again what they left."""
 
@@ -51,6 +55,7 @@ class S3Publication:
         self._files: list[S3File] = []
         self._last: tuple[str, bytes] | None = None
         self._done = False
+        _return_large_blocks()
 
     @contextmanager
     def file(self, name: str) -> Iterator["S3File"]:
@@ -205,6 +210,16 @@ class S3File:
         except RepositoryUnreachable as error:
             self._failure = error
             raise
+
+
+def _return_large_blocks() -> None:
+    """Have blocks of a MiB and more returned to the system as they are freed.
+
+    glibc raises this limit to the largest block it sees freed, up to 32 MiB. What is freed after that stays, in pieces,
+    in a heap of each thread: measured, 55 MiB of a backup's 220.
+    """
+    with suppress(OSError, AttributeError):  # other C libraries
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MIB)
 
 
 def content_md5(data: bytes | bytearray) -> str:
