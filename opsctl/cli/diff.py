@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from opsctl.cli.session import Session
     from opsctl.comparison import Comparison, State, TableDifference
-    from opsctl.manifest import Facts
     from opsctl.postgres.facts import FactsLevel
     from opsctl.repository import Backup
 
@@ -90,12 +89,8 @@ def _of_live(session: "Session", backup: "Backup") -> _Side:
     name, at = backup.database, session.clock()
     server = session.server(name)
     level: FactsLevel = "content" if backup.manifest.facts.level == "content" else "counts"
-    session.progress(f"Counting {name}", None)
-    try:
-        with server.connect(application_name="opsctl diff") as connection:
-            facts: Facts = live_facts(connection, server.database, level)
-    finally:
-        session.output.stop_progress()
+    with server.connect(application_name="opsctl diff") as connection:
+        facts = live_facts(connection, server.database, level)
     return _Side(name, at, State(facts))
 
 
