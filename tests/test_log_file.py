@@ -97,6 +97,7 @@ def test_a_callers_context_is_in_every_line(run_opsctl, saas, tmp_path):
         ("no pairs", {}, "neither"),
         ('{"a": ', {}, "no JSON object"),
         ("level=debug a=1", {"a": "1"}, "level"),
+        ("_shown=1 a=1", {"a": "1"}, "_shown"),  # the marks of opsctl itself begin so
         (" ".join(f"k{n}={n}" for n in range(30)), {f"k{n}": str(n) for n in range(20)}, "first 20"),
     ],
 )

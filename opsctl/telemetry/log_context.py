@@ -7,7 +7,7 @@ from typing import Any
 
 MOST_FIELDS = 20
 MOST_CHARACTERS = 500
-KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 OWN = frozenset(
     {"timestamp", "level", "event", "exception", "traceback", "run_id", "command", "database", "repository"}
