@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from opsctl import __version__
+from opsctl import __version__, unusual
 from opsctl.background import in_background
 from opsctl.encryption import SUFFIX, Recipients
 from opsctl.errors import DumpFailed, LockHeld, OpsctlError, Refused
@@ -26,7 +27,11 @@ from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables, s
 from opsctl.repository import Repository, segment
 from opsctl.signing import SigningKey
 from opsctl.stream import Advance, Compression, store
+from opsctl.unusual import Unusual
 from opsctl.uploads import PATIENCE_SECONDS, Uploads
+
+if TYPE_CHECKING:
+    from opsctl.settings import UnusualSettings
 
 DUMP = "dump.zst"
 GLOBALS = "globals.sql.zst"
@@ -64,6 +69,9 @@ class BackupPlan:
     """The system identifier of the server the earlier backups are of; a backup of another one is refused."""
     patience_seconds: float = PATIENCE_SECONDS
     """How long repositories wait for one of them."""
+    earlier: Sequence[Manifest] = ()
+    """The good backups there are, newest first: what this one is compared with, where ``limits`` are given."""
+    limits: "UnusualSettings | None" = None
 
     def file_name(self, plain_name: str) -> str:
         return plain_name + SUFFIX if self.recipients else plain_name
@@ -83,6 +91,10 @@ class TakenBackup:
     warnings: tuple[str, ...]
     needs_attention: bool
     clock_skew_seconds: float
+    unusual: tuple[Unusual, ...] = ()
+    """What is less than in the backups before it."""
+    compared_with: str | None = None
+    """The id of the newest of those."""
 
 
 def take_backup(
@@ -133,6 +145,10 @@ def take_backup(
                 excluded_tables=tuple(f"{table.schema}.{table.name}" for table in written.snapshot.without_data),
                 warnings=tuple(written.warnings),
             )
+            usual = unusual.compared(manifest, plan.earlier, plan.limits) if plan.limits else []
+            found = unusual.judge(manifest, usual, plan.limits) if plan.limits else ()
+            # Whoever looks for a backup to restore one day should see it there.
+            manifest = replace(manifest, warnings=(*manifest.warnings, *unusual.sentences(found)))
             if plan.signing_key:
                 manifest = plan.signing_key.signed(manifest)
             stored_in = uploads.publish(manifest)
@@ -148,8 +164,10 @@ def take_backup(
         slow=tuple(uploads.slow),
         failures=dict(uploads.failures),
         warnings=tuple(warnings),
-        needs_attention=any(sign in warning for warning in warnings for sign in INCOMPLETE_SIGNS),
+        needs_attention=bool(found) or any(sign in warning for warning in warnings for sign in INCOMPLETE_SIGNS),
         clock_skew_seconds=skew,
+        unusual=found,
+        compared_with=usual[0].id if usual else None,
     )
 
 

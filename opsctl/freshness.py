@@ -7,6 +7,7 @@ from statistics import median
 
 from opsctl.repository import Backup
 from opsctl.schedule import Schedule
+from opsctl.unusual import FEWEST
 
 DAY = timedelta(hours=24)
 TOLERANCE = timedelta(seconds=60)
@@ -14,9 +15,6 @@ TOLERANCE = timedelta(seconds=60)
 
 COMPARED = 7
 """How many backups a size, a duration or a distance is compared with."""
-
-FEWEST = 3
-"""With fewer before it, nothing is unusual yet."""
 
 
 def good_ones(backups: Sequence[Backup], now: datetime) -> list[Backup]:

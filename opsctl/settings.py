@@ -30,6 +30,7 @@ from opsctl.settings_types import (
     Duration,
     HttpUrl,
     Pattern,
+    Percent,
     PostgresUrl,
     Seconds,
     Settings,
@@ -44,6 +45,19 @@ class AssertionSettings(Settings):
 
     sql: Annotated[str, Field(min_length=1)]
     expect: bool | int | float | str = True
+
+
+class UnusualSettings(Settings):
+    """``[databases.<name>.unusual]``: from where on a new backup is less than it should be."""
+
+    compared: Annotated[int, Field(ge=0, le=1000)] = 7
+    smaller_percent: Percent = 50
+    faster_percent: Percent = 20
+    rows_percent: Percent = 50
+    smallest_bytes: Count = 1 << 20
+    shortest_seconds: Annotated[float, Field(ge=0)] = 60
+    fewest_rows: Annotated[int, Field(ge=1)] = 1000
+    ignore_tables: tuple[str, ...] = ()
 
 
 class DatabaseSettings(Settings):
@@ -70,6 +84,7 @@ class DatabaseSettings(Settings):
     before_swap: str | None = None
     after_swap: str | None = None
     keep_previous: Duration | None = None
+    unusual: UnusualSettings = UnusualSettings()
     assertions: tuple[AssertionSettings, ...] = ()
 
     @model_validator(mode="after")

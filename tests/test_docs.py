@@ -358,7 +358,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     work = run_opsctl.work  # type: ignore[attr-defined]
     (work / "opsctl.toml").write_text(
         '[databases.saasdb]\nurl_env = "DATABASE_URL"\n[repositories.local]\nurl = "b"\nretention = { keep_last = 1 }\n'
-        '[doctor.thresholds]\n"db.connect" = { warn = 0 }\n'
+        '[doctor.thresholds]\n"db.connect" = { warn = 0 }\n[databases.saasdb.unusual]\ncompared = 1\n'
     )
     documents: dict[str, list[Any]] = {}
 
@@ -369,7 +369,12 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
         if document["result"] is not None:
             documents.setdefault(section, []).append(document["result"])
 
+    saasdb.execute("create table public.scratch as select generate_series(1, 1000) as id")
     run("backup", "backup")
+    saasdb.execute("drop table public.scratch; drop extension plpgsql")
+    run("backup", "backup")  # unusual: it prunes nothing
+    first, second = sorted(path.name for path in work.glob("b/saasdb/saasdb-*"))
+    run("diff", "diff", first, second)
     run("backup", "backup")
     orphan = work / "b/saasdb/.saasdb-20260101T000000Z-abcd.partial"
     orphan.mkdir()

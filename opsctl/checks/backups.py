@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from statistics import median
+from typing import TYPE_CHECKING
 
 from opsctl import sync
 from opsctl.checks.amounts import counted, spoken_bytes
@@ -10,17 +11,16 @@ from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.databases import NOT_CONFIGURED
 from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import spoken
-from opsctl.freshness import COMPARED, FEWEST, TOLERANCE, expected_interval, good_ones
-from opsctl.manifest import EVIDENCE_LEVELS
+from opsctl.freshness import COMPARED, TOLERANCE, expected_interval, good_ones
+from opsctl.manifest import EVIDENCE_LEVELS, Manifest
 from opsctl.repository import Backup, merged
 from opsctl.retention import policy_of
 from opsctl.schedule import Schedule
+from opsctl.unusual import FEWEST, compared, is_too_fast
 
-SMALLEST_BYTES = 1 << 20
-SHORTEST_SECONDS = 60
-"""Below, everything may double or halve by itself."""
+if TYPE_CHECKING:
+    from opsctl.settings import UnusualSettings
 
-FAST_PERCENT, SMALLER_PERCENT = 20, 80
 RESTORED = EVIDENCE_LEVELS[EVIDENCE_LEVELS.index("restored") :]
 
 
@@ -88,59 +88,60 @@ def _every(interval: timedelta) -> str:
 
 
 def check_size(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
-    return judge_size(_comparable(scope, target), thresholds)
+    limits = scope.config.database(target).unusual
+    return judge_size(*_comparable(scope, target, limits), thresholds, limits)
 
 
 def check_duration(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
-    return judge_duration(_comparable(scope, target), thresholds)
+    limits = scope.config.database(target).unusual
+    return judge_duration(*_comparable(scope, target, limits), thresholds, limits)
 
 
-def _comparable(scope: Scope, database: str) -> list[Backup]:
-    """The good backups of the server that the newest one is of."""
-    good = good_ones(backups_of(scope, database), scope.clock())
-    return [each for each in good if each.manifest.system_identifier == good[0].manifest.system_identifier]
+def _comparable(scope: Scope, database: str, limits: "UnusualSettings") -> tuple[list[Manifest], list[Manifest]]:
+    """The good backups of a database, newest first, and those that the newest one is compared with."""
+    good = [each.manifest for each in good_ones(backups_of(scope, database), scope.clock())]
+    return good, compared(good[0], good[1:], limits) if good else []
 
 
-def judge_size(backups: Sequence[Backup], thresholds: Thresholds) -> Finding:
+def judge_size(
+    good: Sequence[Manifest], usual: Sequence[Manifest], thresholds: Thresholds, limits: "UnusualSettings"
+) -> Finding:
     """The newest dump against the median of those before it."""
-    earlier = [each.manifest.dump.bytes for each in backups[1 : COMPARED + 1]]
-    if len(earlier) < FEWEST:
-        return _too_few(len(backups))
-    usual, newest = median(earlier), backups[0].manifest.dump.bytes
-    percent = 100 * newest / max(usual, 1)
-    status = thresholds.judge(percent) if usual >= SMALLEST_BYTES else "ok"
+    if not usual:
+        return _too_few(len(good))
+    normal, newest = median(each.dump.bytes for each in usual), good[0].dump.bytes
+    percent = 100 * newest / max(normal, 1)
+    status = thresholds.judge(percent) if normal >= limits.smallest_bytes else "ok"
     return Finding(
         status,
-        f"The newest dump has {spoken_bytes(newest)}, usual are {spoken_bytes(usual)}.",
+        f"The newest dump has {spoken_bytes(newest)}, usual are {spoken_bytes(normal)}.",
         value=round(percent, 1),
         code=None if status == "ok" else "shrunk",
-        details={"newest": backups[0].id, "newest_bytes": newest, "usual_bytes": usual},
-        remedy=None if status == "ok" else _compare(backups),
+        details={"newest": good[0].id, "newest_bytes": newest, "usual_bytes": normal},
+        remedy=None if status == "ok" else _compare(good[0], usual[0]),
     )
 
 
-def judge_duration(backups: Sequence[Backup], thresholds: Thresholds) -> Finding:
+def judge_duration(
+    good: Sequence[Manifest], usual: Sequence[Manifest], thresholds: Thresholds, limits: "UnusualSettings"
+) -> Finding:
     """Slow by the thresholds. Fast only when the dump is smaller, too: a faster disk is no alarm."""
-    earlier = backups[1 : COMPARED + 1]
-    if len(earlier) < FEWEST:
-        return _too_few(len(backups))
-    usual = median(each.manifest.duration_seconds for each in earlier)
-    usual_bytes = median(each.manifest.dump.bytes for each in earlier)
-    newest = backups[0].manifest
-    percent = 100 * newest.duration_seconds / max(usual, 0.001)
-    is_smaller = usual_bytes >= SMALLEST_BYTES and 100 * newest.dump.bytes < SMALLER_PERCENT * usual_bytes
-    is_fast = usual >= SHORTEST_SECONDS and percent < FAST_PERCENT and is_smaller
-    is_long = max(usual, newest.duration_seconds) >= SHORTEST_SECONDS
+    if not usual:
+        return _too_few(len(good))
+    newest, normal = good[0], median(each.duration_seconds for each in usual)
+    percent = 100 * newest.duration_seconds / max(normal, 0.001)
+    is_fast = is_too_fast(newest, usual, limits)
+    is_long = max(normal, newest.duration_seconds) >= limits.shortest_seconds
     status = "crit" if is_fast else thresholds.judge(percent) if is_long else "ok"
     code = "too_fast" if is_fast else "slow"
     slow = Remedy("Look at the server's load and the repositories' speed while it runs.", "opsctl show latest")
     return Finding(
         status,
-        f"The newest backup took {spoken(newest.duration_seconds)}, usual are {spoken(usual)}.",
+        f"The newest backup took {spoken(newest.duration_seconds)}, usual are {spoken(normal)}.",
         value=round(percent, 1),
         code=None if status == "ok" else code,
-        details={"newest": newest.id, "newest_seconds": newest.duration_seconds, "usual_seconds": usual},
-        remedy=None if status == "ok" else _compare(backups) if is_fast else slow,
+        details={"newest": newest.id, "newest_seconds": newest.duration_seconds, "usual_seconds": normal},
+        remedy=None if status == "ok" else _compare(newest, usual[0]) if is_fast else slow,
     )
 
 
@@ -148,11 +149,11 @@ def _too_few(there: int) -> Finding:
     return Finding("ok", f"There {'is' if there == 1 else 'are'} {counted(there, 'backup')}: too few to compare.")
 
 
-def _compare(backups: Sequence[Backup]) -> Remedy:
+def _compare(newest: Manifest, before: Manifest) -> Remedy:
     text = (
         "Compare the rows per table with an earlier backup; was something dropped, or excluded? Keep the earlier one."
     )
-    return Remedy(text, f"opsctl pin {backups[1].id}; opsctl show {backups[0].id}; opsctl show {backups[1].id}")
+    return Remedy(text, f"opsctl pin {before.id}; opsctl diff {before.id} {newest.id}")
 
 
 def check_evidence(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
@@ -252,7 +253,7 @@ CHECKS = (
         reads=f"the bytes of the newest dump, in percent of the median of the {COMPARED} before it, of the same server",
         why="A dump of an emptied database succeeds. Half is more than any cleaning up takes away at once. Silent while"
         f" there are fewer than {FEWEST} to compare with, and below 1 MiB.",
-        fix="Keep the earlier ones (`opsctl pin`), then compare their rows per table with `opsctl show`.",
+        fix="Keep the earlier ones (`opsctl pin`), then compare their rows per table with `opsctl diff`.",
         thresholds=Thresholds(crit=50, falling=True),
         unit="%",
         after_one=AFTER_ONE,
@@ -264,8 +265,9 @@ CHECKS = (
         title="the newest backup took as long as usual",
         probe=check_duration,
         reads=f"how long the newest backup took, in percent of the median of the {COMPARED} before it",
-        why="One that takes three times as long will run into the day soon. One that takes less than"
-        f" {FAST_PERCENT} % and is smaller as well is critical: something is missing. Silent below one minute.",
+        why="One that takes three times as long will run into the day soon. One that takes less than 20 % and is"
+        " smaller as well is critical: something is missing. Silent below one minute. [databases.NAME.unusual] has"
+        " other limits for one database.",
         fix="Look at the server's load and the repositories' speed while a backup runs.",
         thresholds=Thresholds(warn=300),
         unit="%",

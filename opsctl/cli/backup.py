@@ -1,4 +1,4 @@
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,9 +11,8 @@ from opsctl.errors import ExitCode, OpsctlError, RepositoryUnreachable
 if TYPE_CHECKING:
     from opsctl.backup import TakenBackup
     from opsctl.cli.session import Session
-    from opsctl.manifest import Manifest
     from opsctl.prune import Line
-    from opsctl.repository import Catalog
+    from opsctl.repository import Backup, Catalog
     from opsctl.sync import Copied, Synced
 
 Databases = Annotated[
@@ -61,12 +60,13 @@ def backup(
         results.append(_success(taken))
         text += _described(taken)
         text += [f"  {line[0].lower()}{line[1:]}" for line in described(synced)]
-        rotation = _rotate(session, name, taken.clock_skew_seconds, catalogs, unlisted, is_wanted=not no_prune)
+        is_wanted = not (no_prune or taken.unusual)
+        rotation = _rotate(session, name, taken.clock_skew_seconds, catalogs, unlisted, is_wanted=is_wanted)
         pruned += rotation.removed
         text += [f"  pruned {line.id} from {line.repository}" for line in rotation.removed]
         text += [f"  could not prune {problem}" for problem in rotation.problems]
         text += [f"  {remark}" for remark in rotation.remarks]
-        forgotten = [] if no_prune else _forget(session, name)
+        forgotten = _forget(session, name) if is_wanted else []
         text += [f"  dropped {each}, put aside by a restore (keep_previous)" for each in forgotten]
         attention = attention or bool(taken.failures or synced.failures or rotation.problems or taken.needs_attention)
     result = {
@@ -88,10 +88,13 @@ def backup(
 def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
     from opsctl.backup import BackupPlan, take_backup
     from opsctl.stream import Compression
+    from opsctl.unusual import sentences
 
     settings = session.config.database(name)
     repositories = session.repositories_of(name)
-    previous = _newest(session, name)
+    earlier = _earlier(session, name)
+    # The newest one's size is the best estimate, its server the one to expect.
+    previous = earlier[0].manifest if earlier else None
     plan = BackupPlan(
         server=session.server(name),
         database=name,
@@ -106,6 +109,8 @@ def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
         exclude_tables=settings.exclude_tables,
         role_passwords=settings.role_passwords,
         expected_server=previous.system_identifier if previous and not new_server else None,
+        earlier=[backup.manifest for backup in earlier if not backup.failed],
+        limits=settings.unusual,
     )
     estimate = previous.dump.bytes if previous else None
     try:
@@ -123,20 +128,22 @@ def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
         session.log().warning("repository.slow", repository=repository, database=name, message=message)
     for warning in taken.warnings:
         session.log().warning("backup.warning", database=name, message=warning)
+    for message in sentences(taken.unusual):
+        session.log().warning("backup.unusual", database=name, backup_id=taken.manifest.id, message=message)
     return taken
 
 
-def _newest(session: "Session", name: str) -> "Manifest | None":
-    """The newest backup of this database: its size is the best estimate, its server the one to expect."""
+def _earlier(session: "Session", name: str) -> "list[Backup]":
+    """The backups of this database that are not dated in the future, newest first."""
     from opsctl.repository import read_all
     from opsctl.uploads import PATIENCE_SECONDS
 
     try:
         backups = read_all(session.repositories_of(name), [name], patience_seconds=PATIENCE_SECONDS).backups
     except OpsctlError:
-        return None  # the backup itself will say what is wrong
+        return []  # the backup itself will say what is wrong
     now = session.clock()
-    return next((backup.manifest for backup in backups if backup.created_at <= now), None)
+    return [backup for backup in backups if backup.created_at <= now]
 
 
 def _listed(
@@ -257,17 +264,22 @@ def _success(taken: "TakenBackup") -> dict[str, Any]:
         "tables": len(manifest.facts.tables),
         "repositories": repositories,
         "warnings": list(taken.warnings),
+        "unusual": [asdict(each) for each in taken.unusual],
+        "compared_with": taken.compared_with,
         "error": None,
     }
 
 
 def _failure(name: str, error: OpsctlError) -> dict[str, Any]:
-    empty = dict.fromkeys(("id", "bytes", "stored_bytes", "duration_seconds", "evidence", "rows", "tables"))
+    unknown = ("id", "bytes", "stored_bytes", "duration_seconds", "evidence", "rows", "tables", "compared_with")
+    nothing: dict[str, Any] = {"repositories": [], "warnings": [], "unusual": []}
     details = {"code": error.code, "message": error.message, "hint": error.hint}
-    return {**empty, "database": name, "status": "failed", "repositories": [], "warnings": [], "error": details}
+    return {**dict.fromkeys(unknown), **nothing, "database": name, "status": "failed", "error": details}
 
 
 def _described(taken: "TakenBackup") -> list[str]:
+    from opsctl.unusual import sentences
+
     manifest = taken.manifest
     rows = f"{manifest.facts.rows:,} rows in " if manifest.facts.rows is not None else ""
     sizes = f"{size(manifest.dump.bytes)} dumped, {size(manifest.stored_bytes)} stored"
@@ -278,4 +290,7 @@ def _described(taken: "TakenBackup") -> list[str]:
     ]
     lines += [f"  NOT stored in {name}: {error.message}" for name, error in taken.failures.items()]
     lines += [f"  warning: {warning}" for warning in taken.warnings]
+    lines += [f"  UNUSUAL: {message}" for message in sentences(taken.unusual)]
+    if taken.unusual:
+        lines.append(f"  nothing was pruned; see opsctl diff {taken.compared_with} {manifest.id}")
     return lines

@@ -55,9 +55,20 @@ def choose_backup(
 
     ``passing_over_damaged``: ``latest`` is then the newest that no verification has found damaged.
     """
+    return choose_from(session, read_catalog(session), wanted, before=before, passing_over_damaged=passing_over_damaged)
+
+
+def choose_from(
+    session: "Session",
+    catalog: "Catalog",
+    wanted: str,
+    *,
+    before: str | None = None,
+    passing_over_damaged: bool = False,
+) -> "Backup":
+    """The same, out of what was read before."""
     from opsctl.cli.session import parse_time
 
-    catalog = read_catalog(session)
     limit = parse_time(before) if before else None
     now = session.clock()
     try:

@@ -133,13 +133,14 @@ def endings(command: str, outcome: "Outcome", concerned: Sequence[str] = ()) -> 
         ended = "done"  # its exit code is a verdict about others
     several = (outcome.result or {}).get("backups") if command == "backup" else None
     for each in several or ():
-        failed = each["error"]
+        failed, unusual = each["error"], each.get("unusual")
+        is_whole = not unusual and not any(place["error"] for place in each["repositories"])
         yield Ending(
             each["database"],
-            "failed" if failed else "attention" if any(place["error"] for place in each["repositories"]) else "done",
+            "failed" if failed else "done" if is_whole else "attention",
             int(ExitCode.FAILED) if failed and code == ExitCode.ATTENTION else code,
             error_code=failed and failed["code"],
-            message=failed and failed["message"],
+            message=failed["message"] if failed else unusual[0]["message"] if unusual else None,
             backup_id=each["id"],
             bytes=each["bytes"],
             stored_bytes=each["stored_bytes"],

@@ -9,6 +9,7 @@ from opsctl.cli.output import Outcome, duration
 from opsctl.errors import DatabaseUnreachable, OpsctlError
 from opsctl.telemetry.notify import Kind, Message
 from opsctl.telemetry.told import Known, News, Trouble
+from opsctl.unusual import MOST_NAMED
 
 PROOFS = frozenset({"verify", "drill"})
 
@@ -48,12 +49,16 @@ def found_by(command: str, outcome: Outcome, complaints: Sequence[str] = ()) -> 
 
 
 def _unstored(command: str, items: Iterable[Mapping[str, Any]], error: OpsctlError | None) -> list[Trouble]:
-    """The databases of which there is no backup, and the repositories that did not get theirs."""
+    """The databases of which there is no backup, or one that holds less, and repositories that did not get theirs."""
     troubles = []
     for item in items:
         key = f"{command}/{item['database']}"
         if item["status"] == "failed":
             troubles.append(_item_failed(command, key, item["error"], error))
+        if unusual := item.get("unusual"):
+            what = "; ".join(each["message"] for each in unusual[:MOST_NAMED])
+            hint = f"`opsctl diff {item['compared_with']} {item['id']}` shows what changed; nothing was pruned."
+            troubles.append(Trouble(key, "unusual", f"{_subject(command, key)} holds less than usual", what, hint))
         for place in item["repositories"]:
             if place["status"] == "failed":
                 subject = f"{command} of {item['database']} is not stored in {place['name']}"

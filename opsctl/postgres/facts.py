@@ -3,7 +3,7 @@
 The same queries describe the source when it is dumped and the copy when it is restored; two sets are then compared.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from opsctl.postgres.server import Connection
 
 FactsLevel = Literal["none", "counts", "content"]
+
+LOCK_MILLISECONDS = 200
+"""How long a count of the live database waits for a table that somebody has locked."""
 
 PINNED = (
     "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set bytea_output = 'hex';"
@@ -70,6 +73,9 @@ class Table:
     """Which rows are dumped, as a WHERE clause: an extension may name those of its rows that are not its own."""
 
 
+Counting = Callable[["Connection", Table, FactsLevel], TableFacts]
+
+
 def list_tables(connection: "Connection", *, kinds: str = "r") -> list[Table]:
     """The tables pg_dump would dump: ``kinds`` ``r`` are those with rows of their own, ``rp`` partitioned ones too."""
     query = (
@@ -87,9 +93,30 @@ def present_facts(connection: "Connection", database: str, level: FactsLevel) ->
     return count_all(connection, read_facts(connection, database, level), list_tables(connection))
 
 
-def count_all(connection: "Connection", facts: Facts, tables: Iterable[Table]) -> Facts:
+def live_facts(connection: "Connection", database: str, level: FactsLevel) -> Facts:
+    """The facts of a database in use: no transaction holds them together, because nobody should wait for one.
+
+    Each table is counted at its own moment; one that is locked, or goes meanwhile, is unknown.
+    """
+    import psycopg
+
+    def count(connection: "Connection", table: Table, level: FactsLevel) -> TableFacts:
+        try:
+            return count_table(connection, table, level)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            return TableFacts(table.schema, table.name)
+
+    connection.execute(PINNED)
+    connection.execute(f"set lock_timeout = '{LOCK_MILLISECONDS}ms'; set default_transaction_read_only = on")
+    facts = read_facts(connection, database, level)
+    return count_all(connection, facts, list_tables(connection), count)
+
+
+def count_all(
+    connection: "Connection", facts: Facts, tables: Iterable[Table], count: "Counting | None" = None
+) -> Facts:
     """``facts`` completed by the rows of these tables and the large objects."""
-    counted = [count_table(connection, table, facts.level) for table in tables]
+    counted = [(count or count_table)(connection, table, facts.level) for table in tables]
     counted.sort(key=lambda table: (table.schema, table.name))
     large_objects, large_objects_hash = count_large_objects(connection, facts.level)
     return replace(facts, tables=tuple(counted), large_objects=large_objects, large_objects_hash=large_objects_hash)

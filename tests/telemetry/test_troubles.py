@@ -49,6 +49,18 @@ def test_what_needs_attention_says_why():
     assert found.well == {"backup/"}
 
 
+def test_a_backup_of_less_is_a_trouble_of_its_database():
+    """It was stored, and somebody has to look: with the command that shows what is gone. The next usual one ends it."""
+    less = {**backup_of("app"), "id": "app-2", "compared_with": "app-1", "unusual": [{"message": "t has 0 rows"}]}
+    outcome = Outcome({"backups": [less, backup_of("log")]}, exit_code=ExitCode.ATTENTION)
+    found = found_by("backup", outcome)
+    assert [(each.key, each.cause, each.message) for each in found.troubles] == [
+        ("backup/app", "unusual", "t has 0 rows")
+    ]
+    assert "opsctl diff app-1 app-2" in found.troubles[0].hint
+    assert found.well == {"backup/", "backup/log"}
+
+
 def test_a_damaged_backup_and_one_that_was_not_judged_are_two_troubles():
     items = [proof_of("app", "fail", "local: 3 rows differ"), proof_of("app", "pass"), proof_of("log", "unknown", "x")]
     found = found_by("verify", Outcome({"backups": items}, error=BackupDamaged("Damaged: app-1.")))
