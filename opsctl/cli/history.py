@@ -6,7 +6,6 @@ import typer
 
 from opsctl.cli.output import Outcome, duration, plain_table, size
 from opsctl.cli.session import parse_since
-from opsctl.documents import run_entry
 from opsctl.errors import HistoryUnavailable, UsageError
 
 if TYPE_CHECKING:

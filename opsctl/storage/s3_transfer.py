@@ -176,7 +176,7 @@ class S3File:
         number = len(self._parts) + 1
         part = in_background(self._storage.put_part, self._key, upload, number, body)
         self._parts.append(part)
-        # Buffers are used again: what allocators make of new ones of this size, freed by other threads, is a third more.
+        # Buffers are used again: new ones of this size, freed by other threads, leave holes.
         done = next((each for each in self._bodies if each.done()), None)
         self._buffer, self._filled = self._bodies.pop(done) if done else bytearray(), 0
         self._bodies[part] = body

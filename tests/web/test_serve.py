@@ -93,8 +93,7 @@ def test_a_run_on_this_host_is_seen_soon(run_opsctl, saas):
 
 
 def test_a_token_is_asked_for(run_opsctl, story):
-    """Beyond this host it listens with a token only, and one long enough to keep anybody out; then nothing is told but
-    that it lives to whoever does not show it."""
+    """Beyond this host it listens with a token only, one too long to guess; without it one learns that it lives."""
     config = run_opsctl.work / "opsctl.toml"
     config.write_text(f'{story.CONFIG}[serve]\nhost = "0.0.0.0"\n')
     refused = run_opsctl("serve", "--port", "0", "--json")
