@@ -119,7 +119,7 @@ class RestorePlan:
         if not self.obstacles:
             return None
         first, *others = self.obstacles
-        more = f" ({len(others)} more: `opsctl restore --plan` shows all)" if others else ""
+        more = f" (and {len(others)} more in the plan)" if others else ""
         return Refused(f"The restore would not work: {first.reason}{more}.", hint=first.hint)
 
     @property

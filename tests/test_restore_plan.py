@@ -180,7 +180,7 @@ def test_obstacles_add_up():
     target = replace(live(prepared_transactions=("tx 1",), subscriptions=("sub 1",)), in_recovery=True, free_bytes=1)
     made = plan(facts(roles=("alice", "carol"), superuser_objects=("publication p",)), target)
     assert len(made.blockers) == 6
-    assert "(5 more" in made.refusal.message
+    assert "(and 5 more" in made.refusal.message
 
 
 @pytest.mark.parametrize(

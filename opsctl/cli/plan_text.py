@@ -36,8 +36,8 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
     free = size(planned.free_bytes) if planned.free_bytes is not None else "unknown"
     table.add_row("Disk", f"needs about {size(planned.database_bytes)}, free {free}")
     table.add_row("Takes", _time(planned, now))
-    for loss in _losses(planned):
-        table.add_row("Loses", loss)
+    for number, loss in enumerate(_losses(planned)):
+        table.add_row("" if number else "Loses", loss)
     for warning in planned.warnings:
         table.add_row("Note", warning)
     for obstacle in planned.obstacles:
@@ -50,9 +50,10 @@ def _time(planned: "RestorePlan", now: datetime) -> str:
     expected = planned.expected
     if expected is None:
         return "unknown: no drill of this database has measured it"
-    of_whom = "of it" if expected.backup_id == planned.backup_id else f"of {expected.backup_id}"
-    took = f"took {duration(expected.measured_seconds)}, {age(expected.measured_at, now)} ago"
-    return f"about {duration(expected.seconds)}: a drill {of_whom} {took}"
+    if expected.backup_id == planned.backup_id:
+        return f"about {duration(expected.seconds)}, as in its drill {age(expected.measured_at, now)} ago"
+    took = f"a drill of {expected.backup_id} took {duration(expected.measured_seconds)}"
+    return f"about {duration(expected.seconds)}; {took}"
 
 
 def _losses(planned: "RestorePlan") -> list[str]:
