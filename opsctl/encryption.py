@@ -5,6 +5,7 @@ are iterators: its loop runs in a thread that touches nothing but memory, so tha
 Ctrl-C, comes up in the caller's thread and passes through no foreign code.
 """
 
+import base64
 import re
 import threading
 from collections import deque
@@ -37,6 +38,7 @@ _KINDS = (
 )
 """How a recipient begins, and pyrage's module for it; the first that fits counts."""
 
+_OPENSSH_MAGIC = b"openssh-key-v1\0"
 _SSH_IDENTITY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----\n?", re.DOTALL)
 
 
@@ -54,9 +56,20 @@ class Recipients:
 
 @dataclass(frozen=True)
 class Identities:
-    """The secret keys that open backups. Nothing of them is ever shown."""
+    """The secret keys that open backups. Nothing of them is ever shown.
+
+    ``recipients`` are their public keys; ``None`` stands for one whose key file does not tell it.
+    """
 
     parsed: tuple[Any, ...]
+    recipients: frozenset[str | None] = frozenset({None})
+
+    def open_for(self, recipients: Sequence[str]) -> bool | None:
+        """Whether one of them opens what is encrypted to ``recipients``; ``None`` where only the file itself tells."""
+        written = {" ".join(recipient.split()[:2]) for recipient in recipients}  # what follows is a comment
+        if written & self.recipients:
+            return True
+        return None if None in self.recipients else False
 
 
 def parse_recipients(keys: Sequence[str], *, where: str) -> Recipients:
@@ -99,12 +112,14 @@ def parse_identities(text: str, *, where: str) -> Identities:
             f"{where}: the identity is protected by a passphrase, which opsctl does not ask for.",
             hint='Let a command decrypt it: identity_command = "age --decrypt FILE" asks on the terminal.',
         )
-    parsed = [_ssh_identity(match[0], where=where) for match in _SSH_IDENTITY.finditer(text)]
+    keys = [match[0] for match in _SSH_IDENTITY.finditer(text)]
     lines = [line.strip() for line in _SSH_IDENTITY.sub("", text).splitlines()]
-    parsed += [_identity(line, where=where) for line in lines if line and not line.startswith("#")]
+    own = [_identity(line, where=where) for line in lines if line and not line.startswith("#")]
+    parsed = [*(_ssh_identity(key, where=where) for key in keys), *own]
     if not parsed:
         raise ConfigurationError(f"{where}: there is no identity in it.", hint="`opsctl keygen` makes one.")
-    return Identities(tuple(parsed))
+    public = {*map(_ssh_public_key, keys), *(str(identity.to_public()) for identity in own)}
+    return Identities(tuple(parsed), frozenset(public))
 
 
 def _identity(line: str, *, where: str) -> Any:
@@ -138,6 +153,23 @@ def _ssh_identity(pem: str, *, where: str) -> Any:
         raise ConfigurationError(
             f"{where}: the OpenSSH key cannot be used: {_plain(error)}.", hint="age knows ssh-ed25519 and ssh-rsa keys."
         ) from error
+
+
+def _ssh_public_key(pem: str) -> str | None:
+    """The public key that an OpenSSH private key carries in the clear; older forms do not."""
+    try:
+        body = base64.b64decode("".join(pem.strip().splitlines()[1:-1]))
+        if not body.startswith(_OPENSSH_MAGIC):
+            return None
+        at = len(_OPENSSH_MAGIC)
+        for _ in ("cipher", "key derivation", "its options"):
+            at += 4 + int.from_bytes(body[at : at + 4])
+        at += 4  # the number of keys: one
+        public = body[at + 4 : at + 4 + int.from_bytes(body[at : at + 4])]
+        kind = public[4 : 4 + int.from_bytes(public[:4])].decode("ascii")
+    except ValueError:
+        return None
+    return f"{kind} {base64.b64encode(public).decode()}"
 
 
 def new_identity(now: datetime) -> tuple[str, str]:

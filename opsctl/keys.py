@@ -34,13 +34,13 @@ class Keys:
         self.require_signature(repository, manifest)
         self.require_identity(repository, manifest)
 
-    def obstacles(self, repository: Repository, manifest: Manifest) -> Iterator[str]:
+    def obstacles(self, repository: Repository, manifest: Manifest) -> Iterator[OpsctlError]:
         """What of :meth:`require` a restore would end with, for its plan."""
         for check in (self.require_signature, self.require_identity):
             try:
                 check(repository, manifest)
             except (Refused, ConfigurationError) as error:
-                yield f"{error.message.rstrip('.')} ({str(error.hint).rstrip('.')})"
+                yield error
 
     def trusts(self, repository: Repository, manifest: Manifest) -> bool:
         """Whether :meth:`require_signature` passes; a copy that cannot be looked at is not trusted."""
@@ -65,7 +65,10 @@ class Keys:
             )
 
     def require_identity(self, repository: Repository, manifest: Manifest) -> None:
-        """Raises ConfigurationError, with the backup's recipients, when no identity opens it."""
+        """Raises ConfigurationError, with the backup's recipients, when no identity opens it.
+
+        The manifest tells; where it does not, the beginning of the dump is read.
+        """
         if manifest.encryption is None:
             return
         recipients = ", ".join(map(_brief, manifest.encryption.recipients))
@@ -73,9 +76,11 @@ class Keys:
             raise ConfigurationError(
                 f"{manifest.id} is encrypted to {recipients}, and no identity is configured.", hint=IDENTITY_HINT
             )
-        with repository.open(manifest, manifest.dump) as file:
-            head = file.read(HEAD_BYTES)
-        if not opens(head, self.identities):
+        fits = self.identities.open_for(manifest.encryption.recipients)
+        if fits is None:
+            with repository.open(manifest, manifest.dump) as file:
+                fits = opens(file.read(HEAD_BYTES), self.identities)
+        if not fits:
             raise ConfigurationError(
                 f"{manifest.id} is encrypted to {recipients}, and no configured identity opens it.",
                 hint=IDENTITY_HINT,

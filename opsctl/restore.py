@@ -37,7 +37,7 @@ from opsctl.postgres.target import inspect_target
 from opsctl.postgres.tools import Child, Tools
 from opsctl.postgres.writes import read_counters
 from opsctl.repository import Repository
-from opsctl.restore_plan import RestoreOptions, RestorePlan, plan_restore
+from opsctl.restore_plan import ExpectedTime, Obstacle, RestoreOptions, RestorePlan, plan_restore
 from opsctl.stream import Advance, check_stored, load
 from opsctl.swap_record import record_swap
 
@@ -89,26 +89,36 @@ class Restore:
     state_path: Path
     swap_settings: SwapSettings = field(default_factory=SwapSettings)
     keys: Keys = field(default_factory=Keys)
+    expected: ExpectedTime | None = None
     is_checked: bool = False
     """Whether the stored dump was hashed a moment ago."""
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
-        target = inspect_target(self.server, self.database, self.manifest.facts.tables, self.manifest.facts.requires)
+        requires = self.manifest.facts.requires
+        target = inspect_target(self.server, self.database, requires, count_rows=not self.options.into)
         options = replace(self.options, replica_count=len(self.swap_settings.replicas))
         return plan_restore(
-            self.manifest, target, options, database=self.database, now=now, other_obstacles=self._obstacles()
+            self.manifest,
+            target,
+            options,
+            database=self.database,
+            now=now,
+            other_obstacles=self._obstacles(),
+            expected=self.expected,
         )
 
-    def _obstacles(self) -> Iterator[str]:
+    def _obstacles(self) -> Iterator[Obstacle]:
         """Why the backup cannot be read here, or may not be trusted."""
+        errors: list[OpsctlError] = []
         try:
             _ = self.binaries
         except (ConfigurationError, ServiceFailed, ServicesUnreachable) as error:
-            yield f"{error.message.rstrip('.')} ({error.hint})"
+            errors.append(error)
+        errors += self.keys.obstacles(self.repository, self.manifest)
+        yield from (Obstacle(error.message.rstrip("."), error.hint or "") for error in errors)
         if self.options.jobs > 1 and not self.tools.reads_files:
-            yield 'tools = "service" loads with one session (leave --jobs out)'
-        yield from self.keys.obstacles(self.repository, self.manifest)
+            yield Obstacle('tools = "service" loads with one session', "Leave --jobs out.")
 
     @property
     def binaries(self) -> Binaries:
@@ -126,10 +136,8 @@ class Restore:
         with database_lock(self.server, self.database, command="restore", state_path=self.state_path, now=clock()):
             leftovers = remove_leftovers(self.server, self.database)
             plan = self.plan(clock())
-            if plan.blockers:
-                raise Refused(
-                    f"The restore would not work: {plan.blockers[0]}.", hint="`opsctl restore --plan` shows all."
-                )
+            if plan.refusal:
+                raise plan.refusal
             dump = self.manifest.dump
             if not self.is_checked:
                 with self.repository.open(self.manifest, dump) as file:

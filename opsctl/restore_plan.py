@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from opsctl.errors import Refused
 from opsctl.manifest import DatabaseProperties, Manifest
 from opsctl.postgres.swap import previous_name, staging_name
 from opsctl.postgres.target import LiveDatabase, Target
@@ -45,21 +46,49 @@ class RestoreOptions:
 
 @dataclass(frozen=True)
 class TableLoss:
-    """A table in which the live database has more rows than the backup."""
+    """A table in which the live database has more rows than the backup; ``in_backup``: whether its data is in it."""
 
     schema: str
     name: str
     live_rows: int
     backup_rows: int
+    in_backup: bool = True
+
+    @property
+    def lost_rows(self) -> int:
+        return self.live_rows - self.backup_rows
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a restore would not work, and what to do about it."""
+
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class ExpectedTime:
+    """How long a restore will take: a drill of ``backup_id``, at ``measured_at``, took ``measured_seconds``."""
+
+    seconds: float
+    backup_id: str
+    measured_seconds: float
+    measured_at: datetime
 
 
 @dataclass(frozen=True)
 class RestorePlan:
-    """What a restore would do. ``blockers`` are why it would not work; ``warnings`` stop nothing."""
+    """What a restore would do. ``obstacles`` are why it would not work; ``warnings`` stop nothing."""
 
     backup_id: str
     database: str
     mode: Mode
+    taken_at: datetime
+    server_version: str
+    """The version of the server that the backup is of …"""
+    target_major: int
+    """… and of the one it would be restored into."""
     database_bytes: int | None
     dump_bytes: int
     staging_database: str | None
@@ -68,13 +97,34 @@ class RestorePlan:
     free_bytes: int | None
     rows: int | None
     losses: tuple[TableLoss, ...]
+    """The largest first."""
+    uncounted: tuple[str, ...]
+    """Tables of which nobody knows how many rows would be lost."""
+    expected: ExpectedTime | None
     properties: DatabaseProperties
-    blockers: tuple[str, ...]
+    obstacles: tuple[Obstacle, ...]
     warnings: tuple[str, ...]
 
     @property
+    def blockers(self) -> tuple[str, ...]:
+        return tuple(obstacle.reason for obstacle in self.obstacles)
+
+    @property
     def would_work(self) -> bool:
-        return not self.blockers
+        return not self.obstacles
+
+    @property
+    def refusal(self) -> Refused | None:
+        """The first obstacle, and how many there are, as the error that a restore ends with."""
+        if not self.obstacles:
+            return None
+        first, *others = self.obstacles
+        more = f" (and {len(others)} more in the plan)" if others else ""
+        return Refused(f"The restore would not work: {first.reason}{more}.", hint=first.hint)
+
+    @property
+    def lost_rows(self) -> int:
+        return sum(loss.lost_rows for loss in self.losses)
 
     @property
     def swaps(self) -> bool:
@@ -93,7 +143,8 @@ def plan_restore(
     *,
     database: str,
     now: datetime,
-    other_obstacles: Iterable[str] = (),
+    other_obstacles: Iterable[Obstacle] = (),
+    expected: ExpectedTime | None = None,
 ) -> RestorePlan:
     """Decide what a restore of ``manifest`` as ``database`` would do; everything it knows is an argument.
 
@@ -101,25 +152,31 @@ def plan_restore(
     """
     live = target.live
     mode = _mode(live, options)
-    blockers = [*_server_obstacles(manifest, target, mode), *_login_obstacles(manifest, target, options, mode)]
-    blockers += [*_mode_obstacles(live, mode, options), *other_obstacles]
-    disk_blocker, disk_warning = _disk(manifest, target, options)
+    obstacles = [*_server_obstacles(manifest, target, mode), *_login_obstacles(manifest, target, options, mode)]
+    obstacles += [*_mode_obstacles(live, mode, options), *other_obstacles]
+    disk_obstacle, disk_warning = _disk(manifest, target, options)
+    replaced = live if mode in {"swap", "in_place"} else None
     warnings = [*([disk_warning] if disk_warning else []), *_remarks(manifest, target, options, mode)]
     properties = live.properties if live is not None and mode != "create" else manifest.facts.database
     return RestorePlan(
         backup_id=manifest.id,
         database=database,
         mode=mode,
+        taken_at=manifest.created_at,
+        server_version=manifest.server_version,
+        target_major=target.major,
         database_bytes=manifest.database_bytes,
         dump_bytes=manifest.dump.bytes,
         staging_database=staging_name(database, secrets.token_hex(4)) if mode in {"swap", "create"} else None,
         previous_database=previous_name(database, now, target.previous) if mode == "swap" else None,
-        sessions=live.sessions if live is not None and mode in {"swap", "in_place"} else 0,
+        sessions=replaced.sessions if replaced else 0,
         free_bytes=target.free_bytes,
         rows=manifest.facts.rows,
-        losses=tuple(_losses(manifest, live)) if live is not None and mode in {"swap", "in_place"} else (),
+        losses=tuple(sorted(_losses(manifest, replaced), key=lambda loss: -loss.lost_rows)) if replaced else (),
+        uncounted=tuple(_uncounted(manifest, replaced)) if replaced else (),
+        expected=expected,
         properties=properties,
-        blockers=(*blockers, *([disk_blocker] if disk_blocker else [])),
+        obstacles=(*obstacles, *([disk_obstacle] if disk_obstacle else [])),
         warnings=tuple(warnings),
     )
 
@@ -132,46 +189,63 @@ def _mode(live: LiveDatabase | None, options: RestoreOptions) -> Mode:
     return "fill" if options.into else "swap"
 
 
-def _mode_obstacles(live: LiveDatabase | None, mode: Mode, options: RestoreOptions) -> Iterator[str]:
+def _mode_obstacles(live: LiveDatabase | None, mode: Mode, options: RestoreOptions) -> Iterator[Obstacle]:
     if mode == "in_place" and live is None:
-        yield "there is no live database to restore into"
+        yield Obstacle("there is no live database to restore into", "Leave --in-place out: the database is created.")
     if mode == "fill" and live is not None and not live.is_empty:
-        yield "a database of that name exists already, and it is not empty"
+        yield Obstacle("a database of that name exists already, and it is not empty", "--into another name.")
     if mode in {"fill", "in_place"} and options.jobs > 1:
-        yield "one transaction takes one session: --jobs goes with a staging database only"
+        yield Obstacle(
+            "one transaction takes one session: --jobs goes with a staging database only", "Leave --jobs out."
+        )
     if mode == "swap" and live is not None:
         yield from _swap_obstacles(live)
 
 
-def _server_obstacles(manifest: Manifest, target: Target, mode: Mode) -> Iterator[str]:
+def _server_obstacles(manifest: Manifest, target: Target, mode: Mode) -> Iterator[Obstacle]:
     properties = manifest.facts.database
     if target.in_recovery:
-        yield "the server is a standby: it takes no writes"
+        yield Obstacle("the server is a standby: it takes no writes", "Restore on its primary.")
     if target.major < SETS_TRANSACTION_TIMEOUT <= manifest.pg_dump_major:
-        yield (
+        yield Obstacle(
             f"the archive was written by pg_dump {manifest.pg_dump_major}, whose commands a server of version"
-            f" {target.major} does not know"
+            f" {target.major} does not know",
+            f"Restore into a server of version {SETS_TRANSACTION_TIMEOUT} or newer: --to URL.",
         )
     if mode in {"swap", "create"}:
         if not target.may_create_databases:
-            yield (
-                "the login may not create databases (ALTER ROLE … CREATEDB); without that: --into an existing empty"
-                " database, or --in-place in one transaction"
+            yield Obstacle(
+                "the login may not create databases",
+                "ALTER ROLE … CREATEDB; without that: --into an existing empty database, or --in-place.",
             )
         if properties.locale_provider not in target.locale_providers:
-            yield f"the server has no {properties.locale_provider} locales"
+            yield Obstacle(
+                f"the server has no {properties.locale_provider} locales",
+                f"Restore into a server built with {properties.locale_provider}: --to URL.",
+            )
     for lacking in target.lacks:
-        yield f"the server has no {lacking}, which objects of the backup use"
+        yield Obstacle(
+            f"the server has no {lacking}, which objects of the backup use",
+            "Install it on the server's machine, or restore into a server that has it: --to URL.",
+        )
     for extension in manifest.facts.extensions:
         if extension.name not in target.available_extensions:
-            yield f"extension {extension.name} {extension.version} is not installed on the server"
+            yield Obstacle(
+                f"extension {extension.name} {extension.version} is not installed on the server",
+                "Install its package on the server's machine; it needs no restart of the server.",
+            )
         elif extension.name == "timescaledb":
-            yield "timescaledb needs timescaledb_pre_restore() around a restore: restore it by hand"
+            yield Obstacle(
+                "timescaledb needs timescaledb_pre_restore() around a restore",
+                "`opsctl export`, then restore by hand as timescaledb's documentation says.",
+            )
         elif extension.name == "pg_cron" and mode in {"swap", "create"}:
-            yield "pg_cron can only be created in the database that cron.database_name names: use --in-place"
+            yield Obstacle(
+                "pg_cron can only be created in the database that cron.database_name names", "Restore with --in-place."
+            )
 
 
-def _login_obstacles(manifest: Manifest, target: Target, options: RestoreOptions, mode: Mode) -> Iterator[str]:
+def _login_obstacles(manifest: Manifest, target: Target, options: RestoreOptions, mode: Mode) -> Iterator[Obstacle]:
     """What the archive holds and this login cannot bring back, each entry by name."""
     facts = manifest.facts
     owners = {facts.database.owner, *(owned.role for owned in facts.owners)}
@@ -182,48 +256,67 @@ def _login_obstacles(manifest: Manifest, target: Target, options: RestoreOptions
         needed.append(options.role)
     missing = [role for role in needed if role not in target.roles]
     if missing:
-        yield f"roles that the backup needs do not exist here: {', '.join(missing)} (restore --globals shows them)"
+        yield Obstacle(
+            f"roles that the backup needs do not exist here: {', '.join(missing)}",
+            f"`opsctl restore {manifest.id} --globals` creates them; --no-owner and --no-privileges do without.",
+        )
     if target.is_superuser:
         return
+    as_superuser = "Restore as a superuser."
     others = set() if options.no_owner else owners & target.roles - target.memberships
     for owned in facts.owners:
         if owned.role in others:
             more = f" and {owned.count - len(owned.examples)} more" if owned.count > len(owned.examples) else ""
-            yield f"the login is no member of {owned.role}, the owner of {', '.join(owned.examples)}{more} (--no-owner)"
+            yield Obstacle(
+                f"the login is no member of {owned.role}, the owner of {', '.join(owned.examples)}{more}",
+                f"GRANT {owned.role} TO the login, or --no-owner.",
+            )
     if mode == "create" and facts.database.owner in others.difference(owned.role for owned in facts.owners):
-        yield f"the login is no member of {facts.database.owner}, the owner of the database (--no-owner)"
+        yield Obstacle(
+            f"the login is no member of {facts.database.owner}, the owner of the database",
+            f"GRANT {facts.database.owner} TO the login, or --no-owner.",
+        )
     if options.role and options.role in target.roles and options.role not in target.memberships:
-        yield f"the login is no member of {options.role}"
+        yield Obstacle(f"the login is no member of {options.role}", f"GRANT {options.role} TO the login.")
     for name in facts.superuser_objects:
-        yield f"only a superuser can restore {name}"
+        yield Obstacle(f"only a superuser can restore {name}", as_superuser)
     for extension in facts.extensions:
         if extension.name in target.untrusted_extensions:
-            yield f"only a superuser can create extension {extension.name}"
+            yield Obstacle(f"only a superuser can create extension {extension.name}", as_superuser)
 
 
-def _swap_obstacles(live: LiveDatabase) -> Iterator[str]:
+def _swap_obstacles(live: LiveDatabase) -> Iterator[Obstacle]:
+    owner = live.properties.owner
     if not live.login_owns_it:
-        yield f"only its owner, {live.properties.owner}, can rename the live database"
-    if live.prepared_transactions:
-        yield f"prepared transactions hold the live database: {', '.join(live.prepared_transactions)}"
-    if live.logical_slots:
-        yield f"logical replication slots belong to the live database: {', '.join(live.logical_slots)}"
-    if live.subscriptions:
-        yield f"subscriptions belong to the live database: {', '.join(live.subscriptions)}"
-    if live.protected_sessions:
-        yield f"sessions that this login cannot end hold the live database: {', '.join(live.protected_sessions)}"
+        yield Obstacle(
+            f"only its owner, {owner}, can rename the live database",
+            f"Restore as {owner}, or GRANT {owner} TO the login.",
+        )
+    for what, names, hint in (
+        ("prepared transactions hold", live.prepared_transactions, "COMMIT PREPARED or ROLLBACK PREPARED ends one."),
+        ("logical replication slots belong to", live.logical_slots, "pg_drop_replication_slot() drops one."),
+        ("subscriptions belong to", live.subscriptions, "DROP SUBSCRIPTION ends one; recreate it after the swap."),
+        (
+            "sessions that this login cannot end hold",
+            live.protected_sessions,
+            "End them, GRANT pg_signal_backend TO the login, or restore as a superuser.",
+        ),
+    ):
+        if names:
+            yield Obstacle(f"{what} the live database: {', '.join(names)}", hint)
 
 
-def _disk(manifest: Manifest, target: Target, options: RestoreOptions) -> tuple[str | None, str | None]:
-    """(blocker, warning) of the disk space; what cannot be known is said to be unknown."""
+def _disk(manifest: Manifest, target: Target, options: RestoreOptions) -> tuple[Obstacle | None, str | None]:
+    """What stands in the way, or a remark; what cannot be known is said to be unknown."""
     needed = manifest.database_bytes or manifest.dump.bytes
     if target.free_bytes is not None:
         if target.free_bytes < needed:
-            return f"the server has {target.free_bytes:,} bytes free, the copy needs about {needed:,}", None
+            reason = f"the server has {target.free_bytes:,} bytes free, the copy needs about {needed:,}"
+            return Obstacle(reason, "Free space on its disk; --forget-previous drops what restores put aside."), None
         return None, None
     unknown = f"the free disk space of the server is unknown; the copy needs about {needed:,} bytes"
     if needed > SMALL_BYTES and not options.accept_unknown_disk:
-        return f"{unknown} (--accept-unknown-disk)", None
+        return Obstacle(unknown, "Look yourself, then --accept-unknown-disk."), None
     return None, unknown
 
 
@@ -255,7 +348,17 @@ def _remarks(manifest: Manifest, target: Target, options: RestoreOptions, mode: 
 
 
 def _losses(manifest: Manifest, live: LiveDatabase) -> Iterator[TableLoss]:
-    for table in manifest.facts.tables:
-        rows_now = live.rows.get((table.schema, table.name))
-        if rows_now is not None and table.rows is not None and rows_now > table.rows:
-            yield TableLoss(table.schema, table.name, rows_now, table.rows)
+    """A table whose data is not in the backup is lost whole: one made since, or one that was left out."""
+    stored = {(table.schema, table.name): table.rows for table in manifest.facts.tables}
+    for (schema, name), live_rows in live.rows.items():
+        in_backup = (schema, name) in stored
+        backup_rows = stored.get((schema, name), 0)
+        if live_rows is not None and backup_rows is not None and live_rows > backup_rows:
+            yield TableLoss(schema, name, live_rows, backup_rows, in_backup)
+
+
+def _uncounted(manifest: Manifest, live: LiveDatabase) -> Iterator[str]:
+    unknown = {(table.schema, table.name) for table in manifest.facts.tables if table.rows is None}
+    for table, live_rows in sorted(live.rows.items()):
+        if live_rows is None or (live_rows and table in unknown):
+            yield ".".join(table)

@@ -18,7 +18,8 @@ from opsctl.manifest import (
 )
 from opsctl.postgres.swap import cut, is_ours, previous_name, put_aside_at, staging_name
 from opsctl.postgres.target import LiveDatabase, Target
-from opsctl.restore_plan import SMALL_BYTES, RestoreOptions, plan_restore
+from opsctl.restore_plan import SMALL_BYTES, Obstacle, RestoreOptions, plan_restore
+from opsctl.restore_time import MeasuredRestore, in_proportion
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 PROPERTIES = DatabaseProperties(
@@ -167,8 +168,11 @@ def test_obstacle(manifest, target, word):
     """Each obstacle alone makes exactly one blocker, which names it."""
     made = plan(manifest, target)
     assert not made.would_work
-    (blocker,) = made.blockers
-    assert word in blocker
+    (obstacle,) = made.obstacles
+    assert word in obstacle.reason + obstacle.hint
+    assert obstacle.hint.endswith(".")
+    assert made.refusal is not None
+    assert made.refusal.hint == obstacle.hint
 
 
 def test_obstacles_add_up():
@@ -176,6 +180,7 @@ def test_obstacles_add_up():
     target = replace(live(prepared_transactions=("tx 1",), subscriptions=("sub 1",)), in_recovery=True, free_bytes=1)
     made = plan(facts(roles=("alice", "carol"), superuser_objects=("publication p",)), target)
     assert len(made.blockers) == 6
+    assert "(and 5 more" in made.refusal.message
 
 
 @pytest.mark.parametrize(
@@ -260,7 +265,8 @@ def test_database_that_is_made_anew_needs_the_roles_of_its_grants():
 
 def test_obstacle_of_the_tools():
     """What this host's programs cannot read is an obstacle like any other."""
-    assert plan(other_obstacles=["no pg_restore"]).blockers == ("no pg_restore",)
+    obstacle = Obstacle("no pg_restore", "Install it.")
+    assert plan(other_obstacles=[obstacle]).obstacles == (obstacle,)
 
 
 @pytest.mark.parametrize(
@@ -279,23 +285,44 @@ def test_options_that_cannot_work(options, target, word):
     assert word in blocker
 
 
-counts = st.one_of(st.none(), st.integers(0, 1000))
+counts = st.one_of(st.none(), st.just("not there"), st.integers(0, 1000))
 
 
-@given(backup=st.lists(counts, max_size=6), now=st.lists(counts, max_size=6))
-def test_losses_are_the_tables_that_shrink(backup, now):
-    """A loss is a table with more rows now than in the backup; what is unknown on either side is none."""
-    manifest = facts(tables=tuple(TableFacts("public", f"t{n}", rows) for n, rows in enumerate(backup)))
-    target = live(rows={("public", f"t{n}"): rows for n, rows in enumerate(now)})
-    expected = {
-        f"t{n}": (after, before)
-        for n, (before, after) in enumerate(zip(backup, now, strict=False))
-        if before is not None and after is not None and after > before
-    }
+@given(tables=st.lists(st.tuples(counts, counts), max_size=8))
+def test_losses_are_the_tables_that_shrink(tables):
+    """A loss is a table with more rows now than in the backup, or one the backup does not have; the largest first.
+
+    What is unknown on either side is no loss, and is named. Beside the live database nothing is lost.
+    """
+    names = [f"t{n}" for n in range(len(tables))]
+    before = {name: rows for name, (rows, _) in zip(names, tables, strict=True) if rows != "not there"}
+    now = {name: rows for name, (_, rows) in zip(names, tables, strict=True) if rows != "not there"}
+    manifest = facts(tables=tuple(TableFacts("public", *each) for each in before.items()))
+    target = live(rows={("public", name): rows for name, rows in now.items()})
+    known = {name: (now[name], before.get(name, 0)) for name in now if None not in {now[name], before.get(name, 0)}}
+    unknown = {name for name in now if name not in known and now[name] != 0}
+
     made = plan(manifest, target)
-    assert {loss.name: (loss.live_rows, loss.backup_rows) for loss in made.losses} == expected
+    assert {loss.name: (loss.live_rows, loss.backup_rows) for loss in made.losses} == {
+        name: rows for name, rows in known.items() if rows[0] > rows[1]
+    }
+    assert all(loss.in_backup == (loss.name in before) for loss in made.losses)
+    lost = [loss.live_rows - loss.backup_rows for loss in made.losses]
+    assert (lost, made.lost_rows) == (sorted(lost, reverse=True), sum(lost))
+    assert set(made.uncounted) == {f"public.{name}" for name in unknown}
     assert made.would_work
-    assert plan(manifest, target, RestoreOptions(into=True)).losses == ()
+    beside = plan(manifest, replace(target, live=replace(target.live, is_empty=True)), RestoreOptions(into=True))
+    assert (beside.losses, beside.uncounted) == ((), ())
+
+
+@given(own=st.booleans(), seconds=st.floats(0.001, 1e6), bytes_=st.integers(0, 1 << 50))
+def test_expected_time_is_in_proportion_to_the_size(own, seconds, bytes_):
+    """What a drill of this very backup took is what it takes; another backup's time goes by the size of the dumps."""
+    measured = MeasuredRestore(MANIFEST.id if own else "shop-other", bytes_, seconds, NOW)
+    made = plan(expected=in_proportion(MANIFEST, measured)).expected
+    ratio = 1 if own else MANIFEST.dump.bytes / max(1, bytes_)
+    assert made.seconds == pytest.approx(seconds * ratio, abs=0.001)
+    assert (made.backup_id, made.measured_seconds, made.measured_at) == (measured.backup_id, seconds, NOW)
 
 
 @given(needed=st.integers(1, 1 << 45), free=st.one_of(st.none(), st.integers(0, 1 << 45)), accepted=st.booleans())

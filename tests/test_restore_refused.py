@@ -18,6 +18,7 @@ def test_plan_says_what_would_happen_and_changes_nothing(run_opsctl, back_up, sa
     """``--plan`` exits 0 when it would work; rows the live database has more than the backup are shown."""
     identifier = back_up(saas)
     saas.execute("INSERT INTO companies (name) SELECT 'new ' || n FROM generate_series(1, 1234) n")
+    saas.execute("CREATE TABLE since AS SELECT generate_series(1, 5000)")
     with saas.connect():
         run = run_opsctl("restore", "latest", "--plan", "--json")
         text = run_opsctl("restore", "latest", "--plan")
@@ -26,7 +27,12 @@ def test_plan_says_what_would_happen_and_changes_nothing(run_opsctl, back_up, sa
     plan = run.json["result"]["plan"]
     assert (plan["backup_id"], plan["swaps"], plan["would_work"], plan["blockers"]) == (identifier, True, True, [])
     assert plan["sessions"] == 1
-    assert plan["losses"] == [{"schema": "public", "name": "companies", "live_rows": 1274, "backup_rows": 40}]
+    assert plan["losses"] == [
+        {"schema": "public", "name": "since", "live_rows": 5000, "backup_rows": 0, "in_backup": False},
+        {"schema": "public", "name": "companies", "live_rows": 1274, "backup_rows": 40, "in_backup": True},
+    ]
+    assert plan["lost_rows"] == 6234
+    assert "5,000 rows of public.since (5,000 now, none of its data is in the backup)" in text.stdout
     assert "1,234 rows of public.companies (1,274 now, 40 in the backup)" in text.stdout
     assert plan["previous_database"] in text.stdout or "__before_" in text.stdout
     assert databases_like(saas) == [saas.name]

@@ -1,9 +1,11 @@
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.cli.catalog import choose_backup, read_catalog, readable_copy
+from opsctl.cli.catalog import choose_from, read_catalog, readable_copy
 from opsctl.cli.output import Outcome, age, duration, size
+from opsctl.cli.plan_text import plan_text
 from opsctl.cli.roles import create_missing_roles
 from opsctl.cli.run_report import concern
 from opsctl.cli.undo import forget, undo_restore
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
     from opsctl.cli.session import Session
     from opsctl.postgres.server import Server
-    from opsctl.repository import Backup
+    from opsctl.repository import Backup, Catalog
     from opsctl.restore import Restore, Restored
     from opsctl.restore_plan import RestoreOptions, RestorePlan
 
@@ -86,6 +88,7 @@ def restore(
     Example: [bold]opsctl restore latest --plan[/bold]
     """
     from opsctl.restore_plan import RestoreOptions
+    from opsctl.restore_time import expected_time
 
     if sum((undo, forget_previous, restore_globals, in_place, into is not None)) > 1:
         raise UsageError("--undo, --forget-previous, --globals, --in-place and --into exclude each other.")
@@ -93,7 +96,8 @@ def restore(
         if before or plan or to:
             raise UsageError("--undo and --forget-previous take no --before, --plan or --to.")
         return (undo_restore if undo else forget)(session, backup_id, yes)
-    backup = _chosen(session, backup_id, before)
+    catalog = read_catalog(session)
+    backup = _chosen(session, catalog, backup_id, before)
     server = session.server_at(to) if to else session.server(backup.database)
     if restore_globals:
         return create_missing_roles(session, backup, server, plan_only=plan)
@@ -107,16 +111,17 @@ def restore(
         accept_unknown_disk=accept_unknown_disk,
     )
     wanted = _asked_for(session, backup, server, into, options, is_configured=to is None)
+    wanted = replace(wanted, expected=expected_time(wanted.manifest, catalog.backups, session.repositories))
     concern(session, [wanted.database])
     planned = wanted.plan(session.clock())
     fields = {"backup_id": backup.id, "database": wanted.database}
+    text = plan_text(planned, backup.proven, session.clock())
     if plan:
-        return _planned(planned, fields)
-    for renderable in _plan_text(planned):
+        return Outcome(_result(planned, None), text, error=planned.refusal, fields=fields)
+    for renderable in text:
         session.output.show(renderable)
-    if planned.blockers:
-        error = Refused(f"The restore would not work: {planned.blockers[0]}.", hint="Nothing was changed.")
-        return Outcome(_result(planned, None), error=error, fields=fields)
+    if planned.refusal:
+        return Outcome(_result(planned, None), error=planned.refusal, fields=fields)
     if planned.replaces:
         session.confirm(server.database if to else backup.database, yes, doing="the restore")
     planned, restored = wanted.execute(
@@ -130,14 +135,12 @@ def restore(
     return Outcome(_result(planned, restored), _restored_text(restored, backup.database), code, fields=fields)
 
 
-def _chosen(session: "Session", backup_id: str | None, before: str | None) -> "Backup":
-    if backup_id is not None:
-        return choose_backup(session, backup_id, before=before, passing_over_damaged=True)
-    if before is not None:
-        return choose_backup(session, "latest", before=before, passing_over_damaged=True)
+def _chosen(session: "Session", catalog: "Catalog", backup_id: str | None, before: str | None) -> "Backup":
+    if backup_id is not None or before is not None:
+        return choose_from(session, catalog, backup_id or "latest", before=before, passing_over_damaged=True)
     if not session.is_interactive:
         raise UsageError("Name the backup to restore.", hint="`opsctl restore latest`, or an id of `opsctl list`.")
-    backups = read_catalog(session).backups[:20]
+    backups = catalog.backups[:20]
     if not backups:
         raise NoSuchBackup("There is no backup yet.", hint="`opsctl backup` takes one.")
     now = session.clock()
@@ -183,40 +186,6 @@ def _asked_for(
     )
 
 
-def _planned(planned: "RestorePlan", fields: dict[str, Any]) -> Outcome:
-    error = None
-    if planned.blockers:
-        error = Refused(f"The restore would not work: {planned.blockers[0]}.", hint="Remove what stands in the way.")
-    return Outcome(_result(planned, None), _plan_text(planned), error=error, fields=fields)
-
-
-def _plan_text(planned: "RestorePlan") -> list["RenderableType"]:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    rows = f", {planned.rows:,} rows" if planned.rows is not None else ""
-    table.add_row("Restore", f"{planned.backup_id} ({size(planned.dump_bytes)}{rows})")
-    if planned.swaps:
-        table.add_row("Replaces", f"{planned.database}, which is kept as {planned.previous_database}")
-        table.add_row("Sessions", f"{planned.sessions} of the live database will be ended at the swap")
-    elif planned.mode == "in_place":
-        table.add_row("Overwrites", f"{planned.database}, in one transaction, with {planned.sessions} sessions in it")
-    else:
-        table.add_row("Fills" if planned.mode == "fill" else "Creates", f"database {planned.database}")
-    free = size(planned.free_bytes) if planned.free_bytes is not None else "unknown"
-    table.add_row("Disk", f"needs about {size(planned.database_bytes)}, free {free}")
-    for loss in planned.losses:
-        lost = loss.live_rows - loss.backup_rows
-        name = f"{loss.schema}.{loss.name}"
-        table.add_row("Loses", f"{lost:,} rows of {name} ({loss.live_rows:,} now, {loss.backup_rows:,} in the backup)")
-    for warning in planned.warnings:
-        table.add_row("Note", warning)
-    for blocker in planned.blockers:
-        table.add_row(Text("Blocked", style="bold red"), blocker)
-    return [table]
-
-
 def _restored_text(restored: "Restored", name: str) -> list["RenderableType"]:
     lines: list[RenderableType] = [f"Restored {restored.backup_id} as {restored.database} ({restored.evidence})."]
     if restored.swapped:
@@ -241,5 +210,11 @@ def _result(planned: "RestorePlan", restored: "Restored | None") -> dict[str, An
         "outage_seconds": restored.outage_seconds if restored else None,
         "evidence": restored.evidence if restored else None,
         "warnings": list(restored.warnings) if restored else [],
-        "plan": {**jsonable(asdict(planned)), "swaps": planned.swaps, "would_work": planned.would_work},
+        "plan": {
+            **jsonable(asdict(planned)),
+            "swaps": planned.swaps,
+            "lost_rows": planned.lost_rows,
+            "blockers": list(planned.blockers),
+            "would_work": planned.would_work,
+        },
     }

@@ -4,9 +4,10 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opsctl.manifest import DatabaseProperties, TableFacts
+from opsctl.manifest import DatabaseProperties
 from opsctl.postgres.databases import apply_properties
-from opsctl.postgres.facts import PINNED, count_table, list_tables, read_properties
+from opsctl.postgres.facts import read_properties
+from opsctl.postgres.live_rows import count_live
 from opsctl.postgres.requirements import missing_requirements
 from opsctl.postgres.server import Server, maybe, one, rows
 from opsctl.postgres.swap import find_previous
@@ -18,15 +19,14 @@ EMPTY = """
     select not exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
                        where c.oid >= 16384 and nspname !~ '^pg_' and nspname <> 'information_schema')
        and not exists (select from pg_namespace where oid >= 16384 and nspname !~ '^pg_')"""
-COUNT_SECONDS = 5
-"""How long one live table may be counted for the comparison; it stays unknown then."""
 
 
 @dataclass(frozen=True)
 class LiveDatabase:
     """The database that would be replaced.
 
-    ``rows`` are by (schema, table), ``None`` where counting took too long or is not allowed.
+    ``rows`` of all its tables are by (schema, table), ``None`` where counting took too long or is not allowed; empty
+    when they were not asked for.
     """
 
     oid: int
@@ -70,10 +70,8 @@ class Target:
     """What the backup's objects need, and this server's build or machine has not."""
 
 
-def inspect_target(
-    server: Server, database: str, tables: tuple[TableFacts, ...], requires: tuple[str, ...] = ()
-) -> Target:
-    """Look at the server, whether it has what is required, and, if it exists, at ``database``: count its ``tables``."""
+def inspect_target(server: Server, database: str, requires: tuple[str, ...] = (), *, count_rows: bool = True) -> Target:
+    """Look at the server, whether it has what is required, and, if it exists, at ``database`` and its rows."""
     info = server.info
     with server.connect(server.maintenance_database) as connection:
         return Target(
@@ -97,7 +95,7 @@ def inspect_target(
             standbys=_standbys(connection),
             free_bytes=_free_bytes(connection, server),
             lacks=() if info.in_recovery else tuple(missing_requirements(connection, requires)),
-            live=_live(connection, server, database, tables),
+            live=_live(connection, server, database, count_rows=count_rows),
             previous=tuple(find_previous(connection, database)),
         )
 
@@ -143,9 +141,7 @@ def _standbys(connection: "Connection") -> tuple[str, ...]:
     return tuple(str(row[0]) for row in rows(connection, query))
 
 
-def _live(
-    connection: "Connection", server: Server, database: str, tables: tuple[TableFacts, ...]
-) -> LiveDatabase | None:
+def _live(connection: "Connection", server: Server, database: str, *, count_rows: bool) -> LiveDatabase | None:
     try:
         properties = read_properties(connection, database)
     except LookupError:
@@ -173,8 +169,8 @@ def _live(
     is_empty = False
     if accepts:
         with server.connect(database) as inside:
-            counted = _count(inside, tables)
             is_empty = bool(one(inside, EMPTY)[0])
+            counted = count_live(inside) if count_rows else {}
     return LiveDatabase(
         oid=oid,
         bytes=maybe(connection, "select pg_database_size(%s::oid)", (oid,)) or 0,
@@ -196,24 +192,6 @@ def _not_carried_over(
 ) -> list[str]:
     """Try on the live database itself, in transactions that are rolled back, what the copy will need."""
     return [] if server.info.in_recovery else apply_properties(connection, database, properties, rehearse=True)
-
-
-def _count(connection: "Connection", tables: tuple[TableFacts, ...]) -> dict[tuple[str, str], int | None]:
-    """Rows per table of the backup that is still there; a table that is gone has no entry."""
-    import psycopg
-
-    connection.execute(PINNED)
-    connection.execute(f"set statement_timeout = '{COUNT_SECONDS}s'; set lock_timeout = '200ms'")
-    wanted = {(table.schema, table.name) for table in tables}
-    counted: dict[tuple[str, str], int | None] = {}
-    for table in list_tables(connection):
-        if (table.schema, table.name) not in wanted:
-            continue
-        try:
-            counted[table.schema, table.name] = count_table(connection, table, "counts").rows
-        except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable):
-            counted[table.schema, table.name] = None
-    return counted
 
 
 def _free_bytes(connection: "Connection", server: Server) -> int | None:
