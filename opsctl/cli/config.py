@@ -59,10 +59,9 @@ def validate(session: "Session") -> Outcome:
     if not problems:
         return Outcome(result, [f"{source}: nothing is wrong."])
     count = "There is a problem" if len(problems) == 1 else f"There are {len(problems)} problems"
-    error = ConfigurationError(
-        f"{count} with the configuration.", hint="Correct it; docs/configuration.md has every key."
-    )
-    return Outcome(result, [_line(each) for each in problems], error=error)
+    hint = "Correct it; docs/configuration.md has every key."
+    found = ConfigurationError(f"{count} with the configuration.", hint=hint)
+    return Outcome(result, [_line(each) for each in problems], error=found)
 
 
 def _line(problem: ConfigurationError) -> str:
@@ -77,6 +76,6 @@ def schema(session: "Session") -> Outcome:
     from opsctl.settings import FileSettings
 
     session.output = TextOutput(session.redactor, quiet=session.options.quiet)  # a document of its own kind
-    described = {"$schema": SCHEMA, "title": "opsctl.toml", **FileSettings.model_json_schema()}
+    described = {"$schema": SCHEMA, **FileSettings.model_json_schema(), "title": "opsctl.toml"}
     sys.stdout.write(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     return Outcome(None)
