@@ -27,7 +27,7 @@ object_lock = "compliance"
 [encryption]
 recipients = ["age1nope"]
 [doctor]
-disabled = ["db.conect"]
+disabled = ["db.connects"]
 [runbook]
 path = "gone.md"
 """
