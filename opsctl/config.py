@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -74,7 +74,11 @@ class Config:
         folder: Path,
         source: str,
         env_files: Sequence[Path] = (),
+        inherited: Collection[str] = (),
     ) -> None:
+        """``inherited`` are the variables of ``variables`` that the process was started with."""
+        self.file = file
+        self.inherited = frozenset(inherited)
         self.source = source
         self.folder = folder
         self.env_files = env_files
@@ -100,9 +104,9 @@ class Config:
         self._state_path = file.state.path
         self._passwords: dict[str, str | None] = {}
         self._keys: dict[str, str] = {}
-        for name, database in self.databases.items():
-            self._check_repositories(name, database)
-        self._check_endpoints(file)
+        problems = [*self._unknown_repositories(), *self._names_taken_twice(file)]
+        if problems:
+            raise ConfigurationError(problems[0].message, hint=problems[0].hint, others=problems[1:])
 
     def _database_from_environment(self) -> dict[str, DatabaseSettings]:
         url = self.environment.database_url
@@ -115,20 +119,21 @@ class Config:
         name = unquote(parts.path.lstrip("/")) or self.variables.get("PGDATABASE") or unquote(parts.username or "")
         return {name or "postgres": database}
 
-    def _check_repositories(self, name: str, database: DatabaseSettings) -> None:
-        for repository in database.repositories or ():
-            if repository not in self.repositories:
-                raise ConfigurationError(
-                    f"{self.source}: databases.{name}.repositories names {repository!r}, which is not configured.",
-                    hint=nearest(repository, self.repositories) or f"Add [repositories.{repository}].",
-                )
+    def _unknown_repositories(self) -> Iterator[ConfigurationError]:
+        for name, database in self.databases.items():
+            for repository in database.repositories or ():
+                if repository not in self.repositories:
+                    yield ConfigurationError(
+                        f"{self.source}: databases.{name}.repositories names {repository!r}, which is not configured.",
+                        hint=nearest(repository, self.repositories) or f"Add [repositories.{repository}].",
+                    )
 
-    def _check_endpoints(self, file: FileSettings) -> None:
+    def _names_taken_twice(self, file: FileSettings) -> Iterator[ConfigurationError]:
         """No two of what http.answer and tls.certificate look at have the same name."""
         of_services = _endpoints_of(file.services)
-        for name in (*file.http, *file.tls):
+        for name in dict.fromkeys((*file.http, *file.tls)):
             if name in of_services or (name in file.http and name in file.tls):
-                raise ConfigurationError(
+                yield ConfigurationError(
                     f"{self.source}: http and tls: two addresses have the name {name!r}.",
                     hint="[http.NAME], [tls.NAME] and [services.NAME.http] need names of their own.",
                 )
@@ -195,13 +200,18 @@ class Config:
         url = settings.direct_url or settings.url
         if url is not None:
             return url.get_secret_value()
-        value = self.variables.get(settings.url_env or "")
+        value = self.variable(settings.url_env or "", key=f"databases.{name}.url_env")
+        return checked_url(value, where=str(settings.url_env))
+
+    def variable(self, name: str, *, key: str) -> str:
+        """The variable that ``key`` of the file names. Raises ConfigurationError when it is not set, or empty."""
+        value = self.variables.get(name)
         if not value:
             raise ConfigurationError(
-                f"{self.source}: databases.{name}.url_env names {settings.url_env}, which is not set.",
-                hint=f"Set {settings.url_env} in the environment or in .env.",
+                f"{self.source}: {key} names {name}, which is not set.",
+                hint=f"Set {name} in the environment or in .env.",
             )
-        return checked_url(value, where=str(settings.url_env))
+        return value
 
     def database_port(self, name: str) -> int:
         """The port of the database's URL; PostgreSQL's own when it names none, or several."""
@@ -210,13 +220,15 @@ class Config:
         return int(port) if port.isdecimal() and "," not in authority else 5432
 
     def password(self, name: str) -> str | None:
-        """The password that is not in the URL, from ``password_file`` or ``password_command``; read once."""
+        """The password that is not in the URL, from where one of the ``password_`` keys says; read once."""
         section = self._section(name)
         if section not in self._passwords:
             self._passwords[section] = self._read_password(section, self.databases[section])
         return self._passwords[section]
 
     def _read_password(self, name: str, settings: DatabaseSettings) -> str | None:
+        if settings.password_env is not None:
+            return self.variable(settings.password_env, key=f"databases.{name}.password_env")
         if settings.password_file is not None:
             return self._read_secret(settings.password_file, key=f"databases.{name}.password_file").rstrip("\r\n")
         if settings.password_command is None:
@@ -231,12 +243,7 @@ class Config:
         if settings.identity_command is not None and "identity" not in self._keys:
             self._keys["identity"] = _secret_of(settings.identity_command, key="encryption.identity_command")
         if settings.identity_env is not None:
-            if not self.variables.get(settings.identity_env):
-                raise ConfigurationError(
-                    f"{self.source}: encryption.identity_env names {settings.identity_env}, which is not set.",
-                    hint=f"Set {settings.identity_env} in the environment or in .env.",
-                )
-            self._keys["identity"] = self.variables[settings.identity_env]
+            self._keys["identity"] = self.variable(settings.identity_env, key="encryption.identity_env")
         return self._keys.get("identity")
 
     def signing_key(self) -> str | None:
@@ -386,6 +393,7 @@ class Config:
         for url in (*self._file_endpoints, *self._environment_urls):
             yield from endpoint_secrets(url)
         yield from (password for password in self._passwords.values() if password)
+        yield from (self.variables.get(each.password_env or "", "") for each in self.databases.values())
         for text in (*self._keys.values(), self.variables.get(self.encryption.identity_env or "", "")):
             yield from key_secrets(text)
         for endpoint in self.http.values():
@@ -495,7 +503,7 @@ def load_config(explicit: Path | None = None, *, working_folder: Path | None = N
     folder = path.parent if path else here
     source = str(path) if path else "the environment"
     env_files = [each / name for each in dict.fromkeys([folder, here]) for name in (".env", ".env.local")]
-    variables = _variables(env_files)
+    variables, inherited = _variables(env_files), set(os.environ)
     try:
         environment = Environment(_env_file=env_files)
     except ValidationError as error:
@@ -504,7 +512,14 @@ def load_config(explicit: Path | None = None, *, working_folder: Path | None = N
         if name.startswith(("PG", "AWS_")):
             os.environ.setdefault(name, value)  # libpq and boto3 read these for themselves
     settings = validated(FileSettings, _read_toml(path), where=source) if path else FileSettings()
-    return Config(settings, environment, variables, folder=folder, source=source, env_files=env_files)
+    return Config(
+        settings, environment, variables, folder=folder, source=source, env_files=env_files, inherited=inherited
+    )
+
+
+def variables_at(folder: Path) -> dict[str, str]:
+    """Every variable that a configuration in ``folder`` would see. Raises ConfigurationError."""
+    return _variables([folder / ".env", folder / ".env.local"])
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

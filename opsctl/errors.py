@@ -81,8 +81,14 @@ class UsageError(OpsctlError):
 
 
 class ConfigurationError(OpsctlError):
+    """``others`` are the problems found besides, where all are looked for."""
+
     exit_code = ExitCode.CONFIGURATION
     code = "configuration"
+
+    def __init__(self, message: str, *, hint: str | None = None, others: "Sequence[ConfigurationError]" = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.others = tuple(others)
 
 
 class LockHeld(OpsctlError):

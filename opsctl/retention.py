@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from opsctl.errors import ConfigurationError
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel
 from opsctl.repository import Backup, StoredBackup
 
 if TYPE_CHECKING:
-    from opsctl.settings import RetentionSettings
+    from opsctl.settings import RepositorySettings, RetentionSettings
 
 RULES: dict[str, Callable[[int, datetime], str]] = {
     "last": lambda rank, _: str(rank),
@@ -64,6 +65,22 @@ class Policy:
     def count(self, rule: str) -> int:
         """How many backups a rule of :data:`RULES` may keep."""
         return getattr(self, f"keep_{rule}") or 0
+
+
+def lock_span(settings: "RepositorySettings", policy: Policy, *, where: str) -> timedelta | None:
+    """How long a repository's backups are locked: no longer than its retention is sure to keep them.
+
+    Raises ConfigurationError.
+    """
+    if settings.object_lock == "off":
+        return None
+    span = timedelta(days=settings.object_lock_days or 0) or policy.certain_span
+    if not span:
+        raise ConfigurationError(
+            f"{where}: the retention does not say for how long.",
+            hint="Set object_lock_days, or keep_daily, keep_hourly or keep_within in its retention.",
+        )
+    return span
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class DatabaseSettings(Settings):
     tools: Literal["host", "service"] = "host"
     all: bool = False
     exclude: tuple[str, ...] = ()
+    password_env: str | None = None
     password_file: Path | None = None
     password_command: str | None = None
     maintenance_database: str | None = None
@@ -93,6 +94,8 @@ class DatabaseSettings(Settings):
             raise ValueError("needs either url or url_env")
         if self.tools == "service" and self.service is None:
             raise ValueError('tools = "service" needs service, the one the programs are in')
+        if sum(each is not None for each in (self.password_env, self.password_file, self.password_command)) > 1:
+            raise ValueError("takes one of password_env, password_file and password_command")
         if self.exclude and not self.all:
             raise ValueError("exclude leaves out databases of all = true; tables are left out with exclude_tables")
         return self
@@ -318,11 +321,17 @@ def validated(model: type[M], data: Mapping[str, Any], *, where: str) -> M:
 
 
 def explained(error: ValidationError, model: type[BaseModel], *, where: str) -> ConfigurationError:
-    """The first problem as one line that names file and key, never the value: it may be a secret."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
-    message, hint = first["msg"].removeprefix("Value error, "), "docs/configuration.md describes every key."
-    if first["type"] == "extra_forbidden":
+    """The first problem as one line that names file and key, never the value: it may be a secret. With the others."""
+    first, *others = (
+        _explained(each["type"], [str(part) for part in each["loc"]], each["msg"], model, where)
+        for each in error.errors(include_input=False, include_url=False)
+    )
+    return ConfigurationError(first.message, hint=first.hint, others=others)
+
+
+def _explained(kind: str, location: list[str], text: str, model: type[BaseModel], where: str) -> ConfigurationError:
+    message, hint = text.removeprefix("Value error, "), "docs/configuration.md describes every key."
+    if kind == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         message = "is not a key opsctl knows"
         hint = nearest(location[-1], known) or f"Known there: {', '.join(sorted(known))}."

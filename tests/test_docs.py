@@ -436,6 +436,9 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     )
     run("sync", "sync")
     run("repository check", "repository", "check")
+    run("init", "init", "-o", "other.toml", "--new-key", "other.key")
+    run("config show", "config", "show")
+    run("config validate", "config", "validate", "--config", "other.toml", DATABASE_URL="")
     run("demo", "demo")
     return documents
 

@@ -9,12 +9,14 @@ from opsctl.cli import (
     backup,
     bundle,
     catalog,
+    config,
     demo,
     diff,
     doctor,
     explain,
     history,
     incident,
+    init,
     keygen,
     metrics,
     notify,
@@ -69,6 +71,10 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("runbook lint", INCIDENTS, runbook.lint),
     ("runbook test", INCIDENTS, runbook.try_out),
     ("runbook run", INCIDENTS, runbook_run.run),
+    ("init", OPERATION, init.init),
+    ("config show", OPERATION, config.show),
+    ("config validate", OPERATION, config.validate),
+    ("config schema", OPERATION, config.schema),
     ("history", OPERATION, history.history),
     ("metrics", OPERATION, metrics.metrics),
     ("notify test", OPERATION, notify.test),
@@ -77,6 +83,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
 )
 
 GROUPS = {
+    "config": "Look at the configuration: what is in force, what is wrong with it, what may stand in it.",
     "incident": "Record what happens: timelines whose every byte is accounted for.",
     "repository": "Look after the places where backups live.",
     "notify": "Look after who is told of failures.",

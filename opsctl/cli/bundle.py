@@ -25,7 +25,16 @@ OutputFile = Annotated[
 ]
 
 PLACES = frozenset(
-    {"password_file", "password_command", "identity_file", "identity_command", "key_file", "identity_env", "url_env"}
+    {
+        "password_env",
+        "password_file",
+        "password_command",
+        "identity_file",
+        "identity_command",
+        "key_file",
+        "identity_env",
+        "url_env",
+    }
 )
 """Keys that say where a secret is: that they are set is enough for whoever reads a bundle."""
 

@@ -6,6 +6,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from opsctl.errors import OpsctlError, Refused
+
+
+def new_file(path: Path, text: str) -> None:
+    """A new file, readable by its owner alone and on the disk. Raises Refused rather than replace one."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise Refused(f"{path} exists already, and is not replaced.", hint="Name a new file with -o.") from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> OpsctlError:
+    return OpsctlError(f"{path} cannot be written: {error.strerror}.", hint="Name another file with -o.")
+
 
 @contextmanager
 def whole_file(output: Path) -> Iterator[BinaryIO]:

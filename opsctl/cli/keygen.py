@@ -1,12 +1,12 @@
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opsctl.cli.files import new_file
 from opsctl.cli.output import Outcome
-from opsctl.errors import OpsctlError, Refused, UsageError
+from opsctl.errors import UsageError
 
 if TYPE_CHECKING:
     from opsctl.cli.session import Session
@@ -37,7 +37,7 @@ def keygen(session: "Session", output: KeyFile = None, signing: SigningOption = 
         sys.stdout.write(secret)
         session.output.show(f"Public key: {public_key}")
         return Outcome(None)
-    _write_new(output, secret)
+    new_file(output, secret)
     kind = "signing" if signing else "encryption"
     return Outcome({"kind": kind, "public_key": public_key, "file": str(output)}, [public_key])
 
@@ -51,19 +51,3 @@ def _pair(session: "Session", *, signing: bool) -> tuple[str, str]:
     from opsctl.encryption import new_identity
 
     return new_identity(session.clock())
-
-
-def _write_new(path: Path, text: str) -> None:
-    """Raises Refused rather than replace a file: what was in it may be what opens the backups there are."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-    except FileExistsError as error:
-        raise Refused(
-            f"{path} exists already, and a key is never replaced.", hint="Name a new file with -o."
-        ) from error
-    except OSError as error:
-        raise OpsctlError(f"{path} cannot be written: {error.strerror}.", hint="Name another file with -o.") from error

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from opsctl.retention import Policy
     from opsctl.services import Service, ServiceRuntime
     from opsctl.services.names import Services
-    from opsctl.settings import RepositorySettings
     from opsctl.signing import SigningKey
 
 
@@ -224,6 +223,7 @@ class Session:
         """All configured repositories by name."""
         from opsctl.manifest_cache import ManifestCache
         from opsctl.repository import Repository
+        from opsctl.retention import lock_span
         from opsctl.storage import open_storage
 
         repositories = {}
@@ -232,7 +232,8 @@ class Session:
             settings = self.config.repository(name)
             storage = open_storage(settings.url, settings)
             self.redactor.add(storage.secrets())
-            repositories[name] = Repository(name, storage, self._lock_for(name, settings), cache)
+            where = f"{self.config.source}: repositories.{name}.object_lock"
+            repositories[name] = Repository(name, storage, lock_span(settings, self.policies[name], where=where), cache)
         return repositories
 
     @property
@@ -249,18 +250,6 @@ class Session:
             hint = nearest(name, self.repositories) or f"Configured: {', '.join(self.repositories)}."
             raise ConfigurationError(f"There is no repository {name!r}.", hint=hint)
         return self.repositories[name]
-
-    def _lock_for(self, name: str, settings: "RepositorySettings") -> timedelta | None:
-        """How long a repository's backups are locked: no longer than its retention is sure to keep them."""
-        if settings.object_lock == "off":
-            return None
-        span = timedelta(days=settings.object_lock_days or 0) or self.policies[name].certain_span
-        if not span:
-            raise ConfigurationError(
-                f"{self.config.source}: repositories.{name}.object_lock: the retention does not say for how long.",
-                hint="Set object_lock_days, or keep_daily, keep_hourly or keep_within in its retention.",
-            )
-        return span
 
     def repositories_of(self, database: str) -> list["Repository"]:
         return [self.repositories[name] for name in self.config.repositories_of(database)]

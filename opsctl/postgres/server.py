@@ -49,7 +49,7 @@ CONNECT_REASONS = (
     (
         "no password supplied",
         "authentication",
-        "Put the password into the URL, password_file, password_command or a .pgpass file.",
+        "Put the password into the URL, password_env, password_file, password_command or a .pgpass file.",
     ),
     ("no pg_hba.conf entry", "authentication", "The server's pg_hba.conf does not let this user in from this host."),
     ("does not exist", "not_found", "Check the name; `psql -l` shows the databases of a server, `\\du` its roles."),

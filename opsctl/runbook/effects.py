@@ -61,6 +61,7 @@ OPSCTL: Mapping[str, Judge] = {
     "metrics": _fixed("observe"),
     "config show": _fixed("observe"),
     "config validate": _fixed("observe"),
+    "config schema": _fixed("observe"),
     "notify test": _fixed("change"),
     "cron show": _fixed("observe"),
     "cron check": _fixed("observe"),

@@ -1,0 +1,162 @@
+"""A compose file as it is written: which services have health checks, which is PostgreSQL, where its password stands.
+
+It is read, not resolved: what it takes from the environment must stay a reference.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opsctl.errors import ConfigurationError
+
+NAMES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+"""In compose's own order; each may have an override beside it."""
+
+POSTGRES_IMAGE = re.compile(r"(?:^|/)(?:postgres(?:ql)?|postgis|timescaledb(?:-ha)?|pgvector)(?:[:@]|$)")
+ADDRESS = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::(\d+))?(/[^\s'\"|;&)]*)?")
+PUBLISHED = re.compile(r"(?:(?P<host>[\d.]+|\[[^\]]+\]):)?(?P<published>\d+):(?P<target>\d+)(?:/tcp)?")
+
+
+@dataclass(frozen=True)
+class ComposeService:
+    """One service. ``environment`` and ``env_files`` are as written; the latter relative to the file's folder."""
+
+    name: str
+    image: str
+    has_health_check: bool
+    has_own_command: bool
+    health_address: str | None
+    """What its health check asks for, as it is reached from this host; where that port is published."""
+
+    environment: Mapping[str, str | None]
+    env_files: tuple[str, ...]
+
+    @property
+    def is_postgres(self) -> bool:
+        """Whether it is a server: its image is also what jobs around one are run in."""
+        return bool(POSTGRES_IMAGE.search(self.image)) and not self.has_own_command
+
+
+@dataclass(frozen=True)
+class ComposeFile:
+    path: Path
+    project: str
+    services: Mapping[str, ComposeService]
+    secrets: Mapping[str, Path]
+
+    @property
+    def databases(self) -> list[ComposeService]:
+        return [each for each in self.services.values() if each.is_postgres]
+
+    @property
+    def watched(self) -> list[ComposeService]:
+        """The services that say when they are well, but for the databases: those have checks of their own."""
+        return [each for each in self.services.values() if each.has_health_check and not each.is_postgres]
+
+
+def find_compose_file(folder: Path, variables: Mapping[str, str]) -> ComposeFile | None:
+    """The compose file of a folder, with its override. Raises ConfigurationError when it cannot be read."""
+    path = next((folder / name for name in NAMES if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    document = _read(path)
+    override = path.with_name(f"{path.stem}.override{path.suffix}")
+    if override.is_file():
+        document = _merged(document, _read(override))
+    services = document.get("services") or {}
+    secrets = document.get("secrets") or {}
+    return ComposeFile(
+        path,
+        _project(document, folder, variables),
+        {str(name): _service(str(name), each) for name, each in services.items() if isinstance(each, Mapping)},
+        {
+            str(name): Path(str(each["file"]))
+            for name, each in secrets.items()
+            if isinstance(each, Mapping) and "file" in each
+        },
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(getattr(error, "problem", None) or getattr(error, "strerror", None) or error).split())
+        raise ConfigurationError(
+            f"{path} cannot be read: {reason}.", hint="`docker compose config` says what compose makes of it."
+        ) from error
+    return document if isinstance(document, Mapping) else {}
+
+
+def _merged(document: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections and mappings are merged, as compose does; of anything else the override's counts."""
+    merged = dict(document)
+    for key, value in override.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _project(document: Mapping[str, Any], folder: Path, variables: Mapping[str, str]) -> str:
+    """The project's name, as compose finds it."""
+    given = variables.get("COMPOSE_PROJECT_NAME") or document.get("name")
+    return str(given) if given else re.sub(r"[^a-z0-9_-]", "", folder.absolute().name.lower()).lstrip("_-")
+
+
+def _service(name: str, written: Mapping[str, Any]) -> ComposeService:
+    health = written.get("healthcheck")
+    test = health.get("test") if isinstance(health, Mapping) and not health.get("disable") else None
+    words = " ".join(map(str, test)) if isinstance(test, list) else str(test or "")
+    return ComposeService(
+        name,
+        image=str(written.get("image") or ""),
+        has_health_check=bool(words) and words != "NONE",
+        has_own_command="entrypoint" in written or not _is_server_command(written.get("command")),
+        health_address=_health_address(words, dict(_published(written.get("ports") or ()))),
+        environment=dict(_pairs(written.get("environment"))),
+        env_files=tuple(_paths(written.get("env_file"))),
+    )
+
+
+def _is_server_command(command: Any) -> bool:
+    """Whether a PostgreSQL image still starts its server: only its options are given, or its name."""
+    words = command if isinstance(command, list) else str(command or "").split()
+    return not words or str(words[0]) == "postgres" or str(words[0]).startswith("-")
+
+
+def _pairs(environment: Any) -> Iterator[tuple[str, str | None]]:
+    """A list of ``NAME=value`` or a mapping; without a value it is taken from the environment of compose."""
+    if isinstance(environment, Mapping):
+        yield from ((str(name), None if value is None else str(value)) for name, value in environment.items())
+    for each in environment if isinstance(environment, list) else ():
+        name, separator, value = str(each).partition("=")
+        yield name, value if separator else None
+
+
+def _paths(env_file: Any) -> Iterator[str]:
+    for each in env_file if isinstance(env_file, list) else [env_file] if env_file else []:
+        yield str(each["path"]) if isinstance(each, Mapping) and "path" in each else str(each)
+
+
+def _published(ports: Any) -> Iterator[tuple[int, str]]:
+    """Ports of the container, each with the address it has on this host."""
+    for each in ports:
+        if isinstance(each, Mapping):
+            host, published, target = each.get("host_ip"), str(each.get("published", "")), str(each.get("target", ""))
+        else:
+            match = PUBLISHED.fullmatch(str(each))
+            host, published, target = match.group("host", "published", "target") if match else (None, "", "")
+        if published.isdecimal() and target.isdecimal():
+            yield int(target), f"{'127.0.0.1' if host in {None, '0.0.0.0', '[::]'} else host}:{published}"  # noqa: S104
+
+
+def _health_address(words: str, published: Mapping[int, str]) -> str | None:
+    match = ADDRESS.search(words)
+    if match is None or "https://" in match[0]:  # whose certificate is not for this name
+        return None
+    address = published.get(int(match[1] or 80))
+    return address and f"http://{address}{match[2] or '/'}"
