@@ -7,6 +7,11 @@ def main() -> None:
     if asked is signal.default_int_handler:
         # While modules are loaded there is nothing to clean up: Ctrl-C ends at once, without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.argv[1:2] == ["__complete"]:
+        from opsctl.cli.complete import main as complete  # a shell asks, and somebody waits: see there
+
+        complete(" ".join(sys.argv[2:]))
+        return
     from opsctl.cli.app import run  # the program starts here; `import opsctl` must stay free
 
     signal.signal(signal.SIGINT, asked)

@@ -1,4 +1,4 @@
-"""opsctl.toml, found and completed from the environment. The only reader of environment variables.
+"""opsctl.toml, found and completed from the environment. With config_file, the only reader of environment variables.
 
 Searched in this order: ``--config``, ``OPSCTL_CONFIG``, ``./opsctl.toml``, ``$XDG_CONFIG_HOME/opsctl/opsctl.toml``,
 ``/etc/opsctl/opsctl.toml``. With none of them, ``DATABASE_URL`` and ``./backups`` are enough.
@@ -10,7 +10,6 @@ import pwd
 import re
 import shlex
 import subprocess
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -23,6 +22,15 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, SecretStr, ValidationError  # noqa: TID253
 from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: TID253
 
+from opsctl.config_file import (
+    DEFAULT_REPOSITORY,
+    database_in,
+    default_state_path,
+    env_files_of,
+    find_file,
+    read_toml,
+    read_variables,
+)
 from opsctl.errors import ConfigurationError
 from opsctl.settings import (
     DatabaseSettings,
@@ -35,7 +43,6 @@ from opsctl.settings import (
     validated,
 )
 
-DEFAULT_REPOSITORY = "./backups"
 SHORTEST_TOKEN = 16
 CHILD_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """What a child process needs of our environment, besides libpq's own ``PG*``: no other secret travels along."""
@@ -115,9 +122,7 @@ class Config:
         if url is None:
             return {}
         database = validated(DatabaseSettings, {"url": url}, where="DATABASE_URL")
-        parts = urlsplit(database.url.get_secret_value() if database.url else "")
-        name = unquote(parts.path.lstrip("/")) or self.variables.get("PGDATABASE") or unquote(parts.username or "")
-        return {name or "postgres": database}
+        return {database_in(database.url.get_secret_value() if database.url else "", self.variables): database}
 
     def _unknown_repositories(self) -> Iterator[ConfigurationError]:
         for name, database in self.databases.items():
@@ -291,7 +296,7 @@ class Config:
             return self.environment.state_dir.absolute()
         if self._state_path:
             return (self.folder / self._state_path.expanduser()).absolute()
-        return _default_state_path(self.variables)
+        return default_state_path(self.variables)
 
     @property
     def textfile(self) -> Path | None:
@@ -468,21 +473,6 @@ def log_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("OPSCTL_LOG_")}
 
 
-def environment_state_path() -> Path:
-    """Where this host's state lives as far as the environment alone says."""
-    named = os.environ.get("OPSCTL_STATE_DIR")
-    return Path(named).absolute() if named else _default_state_path(os.environ)
-
-
-def _default_state_path(variables: Mapping[str, str]) -> Path:
-    if os.geteuid() == 0:
-        return Path("/var/lib/opsctl")
-    if variables.get("XDG_STATE_HOME"):
-        return Path(variables["XDG_STATE_HOME"]) / "opsctl"
-    home = variables.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
-    return Path(home) / ".local/state/opsctl"
-
-
 @contextmanager
 def without_libpq_variables() -> Iterator[None]:
     """Hide the caller's ``PG*`` variables, which libpq reads by itself, from connections made within this context."""
@@ -499,11 +489,11 @@ def load_config(explicit: Path | None = None, *, working_folder: Path | None = N
     Raises ConfigurationError that names the file, the key and, for an unknown key, the nearest known one.
     """
     here = working_folder or Path.cwd()
-    path = _find(explicit, here)
+    path = find_file(explicit, here)
     folder = path.parent if path else here
     source = str(path) if path else "the environment"
-    env_files = [each / name for each in dict.fromkeys([folder, here]) for name in (".env", ".env.local")]
-    variables, inherited = _variables(env_files), set(os.environ)
+    env_files = env_files_of(folder, here)
+    variables, inherited = read_variables(env_files), set(os.environ)
     try:
         environment = Environment(_env_file=env_files)
     except ValidationError as error:
@@ -511,59 +501,7 @@ def load_config(explicit: Path | None = None, *, working_folder: Path | None = N
     for name, value in variables.items():
         if name.startswith(("PG", "AWS_")):
             os.environ.setdefault(name, value)  # libpq and boto3 read these for themselves
-    settings = validated(FileSettings, _read_toml(path), where=source) if path else FileSettings()
+    settings = validated(FileSettings, read_toml(path), where=source) if path else FileSettings()
     return Config(
         settings, environment, variables, folder=folder, source=source, env_files=env_files, inherited=inherited
     )
-
-
-def variables_at(folder: Path) -> dict[str, str]:
-    """Every variable that a configuration in ``folder`` would see. Raises ConfigurationError."""
-    return _variables([folder / ".env", folder / ".env.local"])
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path} cannot be read: {error.strerror}.", hint="Name another file with --config."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not valid TOML: {error}.", hint="Correct that line.") from error
-
-
-def _find(explicit: Path | None, here: Path) -> Path | None:
-    named = explicit or (Path(os.environ["OPSCTL_CONFIG"]) if os.environ.get("OPSCTL_CONFIG") else None)
-    if named is not None:
-        named = named.expanduser().absolute()
-        if not named.is_file():
-            raise ConfigurationError(
-                f"There is no configuration file {named}.", hint="Check --config or OPSCTL_CONFIG."
-            )
-        return named
-    places = [here / "opsctl.toml", Path("/etc/opsctl/opsctl.toml")]
-    home = os.environ.get("XDG_CONFIG_HOME") or (f"{os.environ['HOME']}/.config" if os.environ.get("HOME") else None)
-    if home:
-        places.insert(1, Path(home) / "opsctl/opsctl.toml")
-    return next((place.absolute() for place in places if place.is_file()), None)
-
-
-def _variables(env_files: list[Path]) -> dict[str, str]:
-    """Every variable there is, for ``url_env``, ``dsn_env`` and the child processes."""
-    merged: dict[str, str] = {}
-    for path in env_files:
-        if path.is_file():
-            merged |= read_env_file(path)
-    return merged | dict(os.environ)
-
-
-def read_env_file(path: Path) -> dict[str, str]:
-    """The variables of a ``.env`` file. Raises ConfigurationError."""
-    from dotenv import dotenv_values  # comes with pydantic-settings
-
-    try:
-        values = dotenv_values(path, interpolate=False)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read.", hint=str(error)) from error
-    return {key: value for key, value in values.items() if value is not None}

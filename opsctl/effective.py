@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr  # noqa: TID253  # as in settings.py
 
-from opsctl.config import SECRET_NAME, Config, read_env_file
+from opsctl.config import SECRET_NAME, Config
+from opsctl.config_file import read_env_file
 from opsctl.errors import ConfigurationError
 
 DEFAULT = "default"

@@ -43,6 +43,13 @@ class ManifestCache:
                 found[key] = version, zlib.decompress(data)
         return found
 
+    def ids(self, place: str) -> list[str]:
+        """The backups of a repository that were read before."""
+        with suppress(sqlite3.Error, OSError), self._open() as connection:
+            keys = connection.execute("select key from manifests where place = ?", (place,)).fetchall()
+            return [key.split("/")[-2] for (key,) in keys]
+        return []
+
     def save(
         self, place: str, folder: str, new: Mapping[str, tuple[str, bytes]], *, gone: Collection[str] = ()
     ) -> None:

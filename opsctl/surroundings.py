@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from opsctl.config import read_env_file, variables_at
+from opsctl.config_file import read_env_file, variables_at
 from opsctl.errors import ConfigurationError
 from opsctl.schedule import time_zone
 from opsctl.services.compose_file import ComposeFile, ComposeService, find_compose_file

@@ -413,6 +413,8 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("incident close", "incident", "close", "--no-checks")
     run("bundle", "bundle", "latest")
     run("bundle", "bundle", "-o", "elsewhere.tar.gz", DATABASE_URL="postgresql://127.0.0.1:1/saasdb")
+    run("--version", "--version")
+    run("completion", "completion", "bash")
     run("history", "history")
     run("notify test", "notify", "test", OPSCTL_NOTIFY_URLS="json://127.0.0.1:1")
     served = run_opsctl.start("serve", "--port", "0", "--json", url=saasdb.url)  # type: ignore[attr-defined]

@@ -135,7 +135,7 @@ def _test_file(scope: Scope) -> Path | None:
 
 
 def check_test_environment(scope: Scope, _target: str, _thresholds: Thresholds) -> Finding:
-    from opsctl.config import read_env_file
+    from opsctl.config_file import read_env_file
 
     path = _test_file(scope)
     if path is None:  # it went in between

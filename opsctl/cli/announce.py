@@ -102,7 +102,8 @@ class Announcer:
             config = self._session.config
             dsn, environment, state = config.sentry_dsn, config.sentry_environment, config.state_path
         except OpsctlError:
-            from opsctl.config import environment_dsn, environment_state_path
+            from opsctl.config import environment_dsn
+            from opsctl.config_file import environment_state_path
 
             # The configuration itself is what failed.
             dsn, environment, state = environment_dsn(), None, environment_state_path()

@@ -9,6 +9,7 @@ from opsctl.cli import (
     backup,
     bundle,
     catalog,
+    completion,
     config,
     demo,
     diff,
@@ -75,6 +76,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("config show", OPERATION, config.show),
     ("config validate", OPERATION, config.validate),
     ("config schema", OPERATION, config.schema),
+    ("completion", OPERATION, completion.completion),
     ("history", OPERATION, history.history),
     ("metrics", OPERATION, metrics.metrics),
     ("notify test", OPERATION, notify.test),
@@ -111,10 +113,17 @@ def _typer(name: str) -> typer.Typer:
     )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(*, as_json: bool) -> None:
+    if not as_json:
         typer.echo(f"opsctl {__version__}")
-        raise typer.Exit
+        return
+    import platform
+
+    from opsctl.cli.output import Outcome
+
+    session = Session("version", Options(json=True))
+    result = {"version": __version__, "python": platform.python_version(), "system": platform.platform()}
+    session.output.finish(session.run(), Outcome(result))
 
 
 def _print_help(context: typer.Context, wanted: bool) -> None:
@@ -130,11 +139,15 @@ HelpOption = Annotated[
 
 def opsctl(
     context: typer.Context,
-    version: Annotated[  # noqa: ARG001 - its callback does it
-        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: print one JSON document.")] = False,
     help_wanted: HelpOption = False,  # noqa: ARG001 - its callback does it
 ) -> None:
+    if version:
+        _print_version(as_json=as_json)
+        raise typer.Exit
+    if as_json:
+        raise typer.TyperException("--json stands after the command.")
     _show_help_alone(context)
 
 

@@ -164,7 +164,7 @@ class Session:
         try:
             path = self.config.state_path
         except OpsctlError:  # a configuration that cannot be read stops every backup: that belongs on the record, too
-            from opsctl.config import environment_state_path
+            from opsctl.config_file import environment_state_path
 
             path = environment_state_path()
         return History(path / FILE, redact=self.redactor.deep)

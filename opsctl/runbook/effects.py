@@ -57,6 +57,7 @@ OPSCTL: Mapping[str, Judge] = {
     "incident show": _fixed("observe"),
     "incident verify": _fixed("observe"),
     "incident note": _fixed("change"),
+    "completion": _fixed("observe"),
     "history": _fixed("observe"),
     "metrics": _fixed("observe"),
     "config show": _fixed("observe"),
