@@ -34,6 +34,7 @@ from opsctl.settings import (
     nearest,
     validated,
 )
+from opsctl.staging import SPOOL
 
 DEFAULT_REPOSITORY = "./backups"
 SHORTEST_TOKEN = 16
@@ -98,6 +99,7 @@ class Config:
         self._heartbeats = file.heartbeats
         self.serve = file.serve
         self._state_path = file.state.path
+        self._staging_path = file.state.staging_path
         self._passwords: dict[str, str | None] = {}
         self._keys: dict[str, str] = {}
         for name, database in self.databases.items():
@@ -285,6 +287,13 @@ class Config:
         if self._state_path:
             return (self.folder / self._state_path.expanduser()).absolute()
         return _default_state_path(self.variables)
+
+    @property
+    def staging_path(self) -> Path:
+        """Where large temporary files of this host live."""
+        if self._staging_path:
+            return (self.folder / self._staging_path.expanduser()).absolute()
+        return self.state_path / SPOOL
 
     @property
     def textfile(self) -> Path | None:
