@@ -1,7 +1,7 @@
 """The repository format over a storage: what a backup is made of, and which there are.
 
-``<database>/<backup id>/`` holds ``dump.zst`` or ``dump.tar.zst``, ``globals.sql.zst`` (with ``.age`` behind when they are
-encrypted), ``manifest.json``, ``evidence/`` and ``pin``.
+``<database>/<backup id>/`` holds ``dump.zst`` or ``dump.tar.zst``, ``globals.sql.zst`` (with ``.age`` behind when they
+are encrypted), ``manifest.json``, ``evidence/`` and ``pin``.
 The manifest comes last and goes first: it exists exactly when the backup does. There is no index: the storage is the
 catalog.
 """
