@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from opsctl.encryption import SUFFIX, Recipients
 from opsctl.errors import DumpFailed, LockHeld, OpsctlError, Refused
 from opsctl.manifest import Encryption, Facts, Manifest, StoredFile, backup_id
 from opsctl.postgres.binaries import Binaries
+from opsctl.postgres.directory_format import packed
 from opsctl.postgres.facts import FactsLevel
 from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server
@@ -26,6 +29,7 @@ from opsctl.postgres.swap import remove_leftovers
 from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables, schema_digest
 from opsctl.repository import Repository, segment
 from opsctl.signing import SigningKey
+from opsctl.staging import SPOOL, Staging
 from opsctl.stream import Advance, Compression, store
 from opsctl.unusual import Unusual
 from opsctl.uploads import PATIENCE_SECONDS, Uploads
@@ -34,12 +38,8 @@ if TYPE_CHECKING:
     from opsctl.settings import UnusualSettings
 
 DUMP = "dump.zst"
+DIRECTORY_DUMP = "dump.tar.zst"
 GLOBALS = "globals.sql.zst"
-RESTORE_COMMAND = "zstd --decompress --stdout dump.zst | pg_restore --exit-on-error --dbname=DATABASE"
-RESTORE_ENCRYPTED_COMMAND = (
-    "age --decrypt --identity KEY dump.zst.age | zstd --decompress --stdout"
-    " | pg_restore --exit-on-error --dbname=DATABASE"
-)
 PG_DUMP_LOCK_SECONDS = 2
 """How long pg_dump waits for tables we have locked already: only somebody who waits for us can be in its way."""
 
@@ -72,9 +72,24 @@ class BackupPlan:
     earlier: Sequence[Manifest] = ()
     """The good backups there are, newest first: what this one is compared with, where ``limits`` are given."""
     limits: "UnusualSettings | None" = None
+    jobs: int = 1
+    """With more than one session pg_dump writes a folder of files, in ``staging``, which is stored as one."""
+    staging: Staging | None = None
 
     def file_name(self, plain_name: str) -> str:
         return plain_name + SUFFIX if self.recipients else plain_name
+
+    @property
+    def dump_name(self) -> str:
+        return self.file_name(DUMP if self.jobs == 1 else DIRECTORY_DUMP)
+
+    @property
+    def restore_command(self) -> str:
+        """How the dump is restored without opsctl. pg_restore reads both formats from a pipe."""
+        plain = f"zstd --decompress --stdout {self.dump_name}"
+        if self.recipients:
+            plain = f"age --decrypt --identity KEY {self.dump_name} | zstd --decompress --stdout"
+        return f"{plain} | pg_restore --exit-on-error --dbname=DATABASE"
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ class TakenBackup:
     failures: dict[str, OpsctlError]
     warnings: tuple[str, ...]
     needs_attention: bool
-    clock_skew_seconds: float
+    clock_skew_seconds: float = 0.0
     unusual: tuple[Unusual, ...] = ()
     """What is less than in the backups before it."""
     compared_with: str | None = None
@@ -114,61 +129,83 @@ def take_backup(
         plan.server, plan.server.database, command="backup", state_path=plan.state_path, now=clock()
     ) as lock:
         remove_leftovers(plan.server, plan.server.database)
-        started_at = _begin_second(plan, clock)
-        identifier = backup_id(segment(plan.database), started_at, secrets.token_hex(2))
-        uploads = Uploads(
-            plan.repositories,
-            plan.database,
-            identifier,
-            created_at=started_at,
-            patience_seconds=plan.patience_seconds,
-        )
+        _staging(plan).remove_leftovers()
         try:
-            written = _write_files(plan, binaries, uploads, start_progress)
-            manifest = Manifest(
-                id=identifier,
-                database=plan.database,
-                started_at=started_at,
-                finished_at=clock(),
-                opsctl_version=__version__,
-                pg_dump_version=binaries.version,
-                server_version=info.version,
-                host=socket.gethostname(),
-                files=tuple(written.files),
-                facts=written.facts,
-                restore_command=RESTORE_ENCRYPTED_COMMAND if plan.recipients else RESTORE_COMMAND,
-                compression_level=plan.compression.level,
-                encryption=Encryption(plan.recipients.keys) if plan.recipients else None,
-                system_identifier=info.system_identifier,
-                database_oid=written.snapshot.database_oid,
-                database_bytes=written.snapshot.database_bytes,
-                excluded_tables=tuple(f"{table.schema}.{table.name}" for table in written.snapshot.without_data),
-                warnings=tuple(written.warnings),
-            )
-            usual = unusual.compared(manifest, plan.earlier, plan.limits) if plan.limits else []
-            found = unusual.judge(manifest, usual, plan.limits) if plan.limits else ()
-            # Whoever looks for a backup to restore one day should see it there.
-            manifest = replace(manifest, warnings=(*manifest.warnings, *unusual.sentences(found)))
-            if plan.signing_key:
-                manifest = plan.signing_key.signed(manifest)
-            stored_in = uploads.publish(manifest)
-        except BaseException:
-            uploads.abandon()
-            raise
-        warnings = list(written.warnings)
+            taken = _make(plan, binaries, clock, start_progress)
+        except _Outrun as error:
+            remark = f"{error.message.rstrip('.')}; it was dumped anew, with one session"
+            taken = _make(replace(plan, jobs=1), binaries, clock, start_progress, (remark,))
         if not lock.is_held():
-            warnings.append(LOCK_LOST)
+            taken = replace(taken, warnings=(*taken.warnings, LOCK_LOST), needs_attention=True)
+    return replace(taken, clock_skew_seconds=skew)
+
+
+def _make(
+    plan: BackupPlan,
+    binaries: Binaries,
+    clock: Callable[[], datetime],
+    start_progress: Callable[[int], Advance],
+    remarks: Sequence[str] = (),
+) -> TakenBackup:
+    """Dump and publish; when something goes wrong, nothing is left. Raises _Outrun, too."""
+    started_at = _begin_second(plan, clock)
+    identifier = backup_id(segment(plan.database), started_at, secrets.token_hex(2))
+    uploads = Uploads(
+        plan.repositories,
+        plan.database,
+        identifier,
+        created_at=started_at,
+        patience_seconds=plan.patience_seconds,
+    )
+    try:
+        written = _write_files(plan, binaries, uploads, start_progress)
+        info = plan.server.info
+        manifest = Manifest(
+            id=identifier,
+            database=plan.database,
+            started_at=started_at,
+            finished_at=clock(),
+            opsctl_version=__version__,
+            pg_dump_version=binaries.version,
+            server_version=info.version,
+            host=socket.gethostname(),
+            files=tuple(written.files),
+            facts=written.facts,
+            restore_command=plan.restore_command,
+            format="custom" if plan.jobs == 1 else "directory",
+            compression_level=plan.compression.level,
+            encryption=Encryption(plan.recipients.keys) if plan.recipients else None,
+            system_identifier=info.system_identifier,
+            database_oid=written.snapshot.database_oid,
+            database_bytes=written.snapshot.database_bytes,
+            excluded_tables=tuple(f"{table.schema}.{table.name}" for table in written.snapshot.without_data),
+            warnings=(*remarks, *written.warnings),
+        )
+        warnings = manifest.warnings
+        usual = unusual.compared(manifest, plan.earlier, plan.limits) if plan.limits else []
+        found = unusual.judge(manifest, usual, plan.limits) if plan.limits else ()
+        # Whoever looks for a backup to restore one day should see it there.
+        manifest = replace(manifest, warnings=(*warnings, *unusual.sentences(found)))
+        if plan.signing_key:
+            manifest = plan.signing_key.signed(manifest)
+        stored_in = uploads.publish(manifest)
+    except BaseException:
+        uploads.abandon()
+        raise
     return TakenBackup(
         manifest=manifest,
         stored_in=tuple(stored_in),
         slow=tuple(uploads.slow),
         failures=dict(uploads.failures),
-        warnings=tuple(warnings),
+        warnings=warnings,
         needs_attention=bool(found) or any(sign in warning for warning in warnings for sign in INCOMPLETE_SIGNS),
-        clock_skew_seconds=skew,
         unusual=found,
         compared_with=usual[0].id if usual else None,
     )
+
+
+def _staging(plan: BackupPlan) -> Staging:
+    return plan.staging or Staging(plan.state_path / SPOOL)
 
 
 def _require_same_server(plan: BackupPlan) -> None:
@@ -249,15 +286,7 @@ def _dump(
     start_progress: Callable[[int], Advance],
 ) -> tuple[StoredFile, Facts, list[str]]:
     """Dump and count side by side, in the same snapshot; what is counted is what the archive's contents name."""
-    with plan.tools.dump(
-        binaries,
-        plan.server,
-        snapshot=snapshot.id,
-        lock_timeout_seconds=min(PG_DUMP_LOCK_SECONDS, plan.lock_timeout_seconds),
-        encoding=snapshot.facts.database.encoding,
-        without_data=[table.native for table in snapshot.without_data],
-    ) as child:
-        chunks = child.chunks()
+    with _dumping(plan, binaries, snapshot) as (child, chunks):
         first = next(chunks, b"")  # it writes nothing before it holds its own locks
         if not first and child.finish() != 0 and child.said("LOCK TABLE"):
             raise _Overtaken(
@@ -266,6 +295,34 @@ def _dump(
             )
         advance = start_progress(snapshot.database_bytes)
         return _stored(plan, binaries, uploads, snapshot, child, chain((first,), chunks), advance)
+
+
+@contextmanager
+def _dumping(plan: BackupPlan, binaries: Binaries, snapshot: Snapshot) -> Iterator[tuple[Child, Iterator[bytes]]]:
+    """A pg_dump that runs, and the bytes of its archive: straight from it, or by way of the staging folder."""
+    start = partial(
+        plan.tools.dump,
+        binaries,
+        plan.server,
+        snapshot=snapshot.id,
+        lock_timeout_seconds=min(PG_DUMP_LOCK_SECONDS, plan.lock_timeout_seconds),
+        encoding=snapshot.facts.database.encoding,
+        without_data=[table.native for table in snapshot.without_data],
+    )
+    if plan.jobs == 1:
+        with start() as child:
+            yield child, child.chunks()
+        return
+    with (
+        _staging(plan).folder(
+            snapshot.database_bytes,
+            doing=f"A dump with {plan.jobs} jobs",
+            hint="Set staging_path in [state] to a larger disk, or leave out jobs, which needs none.",
+        ) as folder,
+        start(jobs=plan.jobs, folder=folder) as child,
+    ):
+        list_contents = partial(plan.tools.list_folder, binaries, folder.path)
+        yield child, packed(folder.path, child, binaries.major, list_contents)
 
 
 def _stored(
@@ -277,7 +334,7 @@ def _stored(
     chunks: Iterable[bytes],
     advance: Advance,
 ) -> tuple[StoredFile, Facts, list[str]]:
-    name = plan.file_name(DUMP)
+    name = plan.dump_name
     with (
         plan.tools.list_archive(binaries) as lister,
         plan.tools.schema(binaries) as writing,
@@ -296,6 +353,13 @@ def _stored(
         except BaseException:
             counting.cancel()
             raise
+
+
+class _Outrun(LockHeld):
+    """A session of a parallel dump did not get the lock that pg_dump has already: somebody waits for a stronger one.
+
+    Only our letting go gets both on. A pg_dump of one session keeps the locks it has, and is not troubled.
+    """
 
 
 class _Counting:
@@ -338,8 +402,12 @@ def _passing(chunks: Iterable[bytes], *readers: ContentsReader) -> Iterator[byte
 
 
 def _require_success(child: Child, doing: str) -> None:
-    if child.finish() != 0:
-        raise child.failure(DumpFailed, doing)
+    if child.finish() == 0:
+        return
+    failure = child.failure(DumpFailed, doing)
+    if child.said("could not obtain lock on relation"):
+        raise _Outrun(failure.message, hint=failure.hint)
+    raise failure
 
 
 def _ignore(_advanced: int) -> None:

@@ -42,6 +42,7 @@ from opsctl.settings import (
     nearest,
     validated,
 )
+from opsctl.staging import SPOOL
 
 SHORTEST_TOKEN = 16
 CHILD_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -109,6 +110,7 @@ class Config:
         self._heartbeats = file.heartbeats
         self.serve = file.serve
         self._state_path = file.state.path
+        self._staging_path = file.state.staging_path
         self._passwords: dict[str, str | None] = {}
         self._keys: dict[str, str] = {}
         problems = [*self._unknown_repositories(), *self._names_taken_twice(file)]
@@ -297,6 +299,13 @@ class Config:
         if self._state_path:
             return (self.folder / self._state_path.expanduser()).absolute()
         return default_state_path(self.variables)
+
+    @property
+    def staging_path(self) -> Path:
+        """Where large temporary files of this host live."""
+        if self._staging_path:
+            return (self.folder / self._staging_path.expanduser()).absolute()
+        return self.state_path / SPOOL
 
     @property
     def textfile(self) -> Path | None:

@@ -1,7 +1,7 @@
 """The repository format over a storage: what a backup is made of, and which there are.
 
-``<database>/<backup id>/`` holds ``dump.zst``, ``globals.sql.zst`` (both with ``.age`` behind when they are encrypted),
-``manifest.json``, ``evidence/`` and ``pin``.
+``<database>/<backup id>/`` holds ``dump.zst`` or ``dump.tar.zst``, ``globals.sql.zst`` (with ``.age`` behind when they
+are encrypted), ``manifest.json``, ``evidence/`` and ``pin``.
 The manifest comes last and goes first: it exists exactly when the backup does. There is no index: the storage is the
 catalog.
 """
@@ -48,6 +48,12 @@ Each backup is a folder <database>/<backup id>/. manifest.json in it names the f
     sha256sum dump.zst                                       # compare with manifest.json
     createdb --template=template0 restored
     zstd --decompress --stdout dump.zst | pg_restore --exit-on-error --dbname=restored
+
+A file dump.tar.zst is restored by the same line. With several sessions:
+
+    mkdir dump
+    zstd --decompress --stdout dump.tar.zst | tar --extract --directory=dump
+    pg_restore --jobs=4 --exit-on-error --dbname=restored dump
 
 Roles must exist before their objects do; they are in globals.sql.zst:
 

@@ -1,20 +1,17 @@
 """Restore: plan → staging database → checked → swapped in one transaction."""
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 from opsctl.errors import (
     BackupDamaged,
     ConfigurationError,
     CopyDiffers,
     OpsctlError,
-    Refused,
     RestoreFailed,
     ServiceFailed,
     ServicesUnreachable,
@@ -29,6 +26,7 @@ from opsctl.postgres.databases import (
     gather_statistics,
     grants,
 )
+from opsctl.postgres.directory_format import unpack
 from opsctl.postgres.facts import compare, present_facts
 from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server, one
@@ -38,6 +36,7 @@ from opsctl.postgres.tools import Child, Tools
 from opsctl.postgres.writes import read_counters
 from opsctl.repository import Repository
 from opsctl.restore_plan import ExpectedTime, Obstacle, RestoreOptions, RestorePlan, plan_restore
+from opsctl.staging import SPOOL, Staging
 from opsctl.stream import Advance, check_stored, load
 from opsctl.swap_record import record_swap
 
@@ -49,8 +48,16 @@ ARCHIVE_IS_DAMAGED = (
     "unexpected block ID",
     "could not find block ID",
     "could not uncompress",
+    "corrupt tar header",
+    "could not find header for file",
+    "restoring data out of order",
 )
 """pg_restore's words for an archive that is cut or broken, whatever the digests say."""
+
+SPOOLED = {
+    "doing": "A restore with several jobs, or of a signed backup,",
+    "hint": "Set staging_path in [state] to a larger disk; --jobs 1 streams what needs no signature.",
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ class Restore:
     expected: ExpectedTime | None = None
     is_checked: bool = False
     """Whether the stored dump was hashed a moment ago."""
+    staging: Staging | None = None
+    """Where an archive lies that cannot be loaded while it is read."""
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
@@ -135,6 +144,7 @@ class Restore:
         """
         with database_lock(self.server, self.database, command="restore", state_path=self.state_path, now=clock()):
             leftovers = remove_leftovers(self.server, self.database)
+            self._staging.remove_leftovers()
             plan = self.plan(clock())
             if plan.refusal:
                 raise plan.refusal
@@ -225,42 +235,34 @@ class Restore:
         with self.repository.open(self.manifest, self.manifest.dump) as file:
             identities = self.keys.identities if self.manifest.encryption else None
             chunks = load(self.manifest.dump, file, advance, identities)
+            load_into = partial(self.tools.restore, binaries, self.server, database, flags=flags, jobs=options.jobs)
             if not self._must_spool:
-                with self.tools.restore(binaries, self.server, database, flags=flags) as child:
+                with load_into() as child:
                     _feed(child, chunks)
-                return
-            with (
-                self._spooled(chunks) as archive,
-                self.tools.restore(
-                    binaries, self.server, database, flags=flags, jobs=options.jobs, archive=archive
-                ) as child,
-            ):
-                _require_success(child)
+            elif self.manifest.format == "directory" and options.jobs > 1:
+                with self._staging.folder(self.manifest.dump.bytes, **SPOOLED) as folder:
+                    unpack(chunks, folder.path)
+                    with load_into(folder=folder) as child:
+                        _require_success(child)
+            else:
+                with self._staging.file(self.manifest.dump.bytes, **SPOOLED) as archive:
+                    for chunk in chunks:
+                        archive.write(chunk)
+                    archive.flush()
+                    with load_into(archive=archive) as child:
+                        _require_success(child)
 
     @property
     def _must_spool(self) -> bool:
-        """Several sessions read one file; and nothing of a signed backup runs before all of it was seen to be it.
+        """Several sessions read files; and nothing of a signed backup runs before all of it was seen to be it.
 
         The storage could hand out one dump to be hashed and another one to be loaded.
         """
         return self.options.jobs > 1 or bool(self.keys.trusted)
 
-    @contextmanager
-    def _spooled(self, chunks: Iterator[bytes]) -> Iterator[IO[bytes]]:
-        """The plain archive in a file without a name, checked to its end: gone however we end."""
-        folder = self.state_path / "spool"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = os.statvfs(folder)
-        if status.f_bavail * status.f_frsize < self.manifest.dump.bytes:
-            raise Refused(
-                f"--jobs, and a signed backup, need {self.manifest.dump.bytes:,} bytes of free disk in {folder}.",
-                hint="Set OPSCTL_STATE_DIR to a larger disk; --jobs 1 streams what needs no signature.",
-            )
-        with tempfile.TemporaryFile(dir=folder) as archive:
-            for chunk in chunks:
-                archive.write(chunk)
-            archive.flush()
-            yield archive
+    @property
+    def _staging(self) -> Staging:
+        return self.staging or Staging(self.state_path / SPOOL)
 
     def _check(self, database: str) -> tuple[str, list[str]]:
         """Compare the copy with the facts and gather its statistics; the evidence that this is, and remarks."""

@@ -79,6 +79,7 @@ class DatabaseSettings(Settings):
     facts: Literal["none", "counts", "content"] = "counts"
     compression_level: Annotated[int, Field(ge=1, le=22)] = 3
     compression_threads: Annotated[int, Field(ge=0, le=64)] = 0
+    jobs: Annotated[int, Field(ge=1, le=64)] = 1
     lock_timeout_seconds: Annotated[float, Field(gt=0)] = 60
     exclude_tables: tuple[str, ...] = ()
     role_passwords: bool = False
@@ -96,6 +97,8 @@ class DatabaseSettings(Settings):
             raise ValueError('tools = "service" needs service, the one the programs are in')
         if sum(each is not None for each in (self.password_env, self.password_file, self.password_command)) > 1:
             raise ValueError("takes one of password_env, password_file and password_command")
+        if self.tools == "service" and self.jobs > 1:
+            raise ValueError('jobs needs files of this host, which tools = "service" cannot write')
         if self.exclude and not self.all:
             raise ValueError("exclude leaves out databases of all = true; tables are left out with exclude_tables")
         return self
@@ -200,6 +203,7 @@ class StateSettings(Settings):
     """``[state]``: where opsctl keeps locks and temporary files on this host."""
 
     path: Path | None = None
+    staging_path: Path | None = None
 
 
 class ThresholdSettings(Settings):

@@ -433,7 +433,7 @@ class Stored:
 
     @property
     def dump(self) -> Path:
-        return self.folder / "dump.zst"
+        return next(self.folder.glob("dump.*"), self.folder / "dump.zst")
 
     @property
     def manifest(self) -> Any:
@@ -465,8 +465,9 @@ class Stored:
         data = zstandard.ZstdCompressor(level=1, write_checksum=True).compress(plain)
         self.dump.write_bytes(data)
         digests = {"sha256": hashlib.sha256(data).hexdigest(), "plain_sha256": hashlib.sha256(plain).hexdigest()}
-        dump = {"name": "dump.zst", "bytes": len(plain), "stored_bytes": len(data), **digests}
-        self.rewrite(files=[dump if each["name"] == "dump.zst" else each for each in self.manifest["files"]])
+        name = self.dump.name
+        dump = {"name": name, "bytes": len(plain), "stored_bytes": len(data), **digests}
+        self.rewrite(files=[dump if each["name"] == name else each for each in self.manifest["files"]])
 
     def plain_dump(self) -> bytes:
         """What the dump decompresses to."""
@@ -513,8 +514,8 @@ def stored(run_opsctl: Opsctl, _stored_template: Path) -> Stored:
 def back_up(run_opsctl: Opsctl) -> Callable[..., str]:
     """``back_up(saas)``: a new backup of a database, configured under its own name; its id."""
 
-    def take(database: Database, facts: str = "counts") -> str:
-        text = f'[databases."{database.name}"]\nurl = "{database.url}"\nfacts = "{facts}"\n'
+    def take(database: Database, facts: str = "counts", jobs: int = 1) -> str:
+        text = f'[databases."{database.name}"]\nurl = "{database.url}"\nfacts = "{facts}"\njobs = {jobs}\n'
         (run_opsctl.work / "opsctl.toml").write_text(text)
         run = run_opsctl("backup", "--json")
         assert run.returncode == 0, run

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.end_to_end
 
-SMALL, MANY = 4, 50
+SMALL, SEVERAL, MANY = 4, 10, 50
 BACKUP_SECONDS = 120
 PAUSES = {"_write": 0.005, "_truncate": 0.7, "_define": 1}
 """Seconds between two transactions; between two that lock a table whole, pg_dump needs a moment to come in."""
@@ -84,7 +84,7 @@ class Application:
         connection.execute("ALTER TABLE accounts ALTER note TYPE varchar(40) USING md5(note)")
 
 
-def back_up_under_load(run_opsctl, database, facts_of, count):
+def back_up_under_load(run_opsctl, database, facts_of, count, jobs=1):
     """``count`` backups of a database that does not rest; each is restored, compared and looked at."""
     database.execute(
         """CREATE TABLE bookings (number int, side int, amount int);
@@ -94,6 +94,7 @@ def back_up_under_load(run_opsctl, database, facts_of, count):
     )
     (run_opsctl.work / "opsctl.toml").write_text(
         f'[databases.busy]\nurl = "{database.url}"\nfacts = "content"\nlock_timeout_seconds = {BACKUP_SECONDS}\n'
+        f"jobs = {jobs}\n"
     )
     copy = replace(database, name=f"{database.name}_copy")
     taken = []
@@ -151,3 +152,10 @@ def test_backup_is_in_no_deadlock_with_the_application(run_opsctl, database):
 def test_fifty_backups_of_a_busy_database(run_opsctl, database, facts_of):
     """The same, fifty times: what happens once in a while happens here."""
     back_up_under_load(run_opsctl, database, facts_of, MANY)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_several_sessions_dump_a_busy_database(run_opsctl, database, facts_of):
+    """The sessions of one dump see one moment; one that meets somebody's wish for a lock stops no backup."""
+    back_up_under_load(run_opsctl, database, facts_of, SEVERAL, jobs=3)

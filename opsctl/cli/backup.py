@@ -87,6 +87,7 @@ def backup(
 
 def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
     from opsctl.backup import BackupPlan, take_backup
+    from opsctl.staging import Staging
     from opsctl.stream import Compression
     from opsctl.unusual import sentences
 
@@ -108,6 +109,8 @@ def _take(session: "Session", name: str, *, new_server: bool) -> "TakenBackup":
         lock_timeout_seconds=settings.lock_timeout_seconds,
         exclude_tables=settings.exclude_tables,
         role_passwords=settings.role_passwords,
+        jobs=settings.jobs,
+        staging=Staging(session.config.staging_path),
         expected_server=previous.system_identifier if previous and not new_server else None,
         earlier=[backup.manifest for backup in earlier if not backup.failed],
         limits=settings.unusual,

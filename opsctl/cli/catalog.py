@@ -212,7 +212,7 @@ def _details(backup: "Backup") -> list["RenderableType"]:
 
 
 def export(session: "Session", backup_id: BackupId, output: OutputFile = None) -> Outcome:
-    """Write a backup's plain dump (pg_dump's custom format), checked while it is written.
+    """Write a backup's plain dump, for pg_restore (custom format; tar format with jobs), checked while it is written.
 
     Example: [bold]opsctl export latest -o saasdb.dump[/bold]
     """

@@ -166,6 +166,7 @@ def _asked_for(
 ) -> "Restore":
     from opsctl.postgres.swap import NAME_BYTES
     from opsctl.restore import Restore, SwapSettings
+    from opsctl.staging import Staging
 
     repository, copy = readable_copy(session, backup)
     if into == server.database:
@@ -180,6 +181,7 @@ def _asked_for(
         options=options,
         tools=session.tools_of(backup.database) if is_configured else session.tools,
         state_path=session.config.state_path,
+        staging=Staging(session.config.staging_path),
         keys=session.keys,
         # The hooks and standbys of the configuration are those of the configured server.
         swap_settings=session.swap_settings(backup.database) if is_configured else SwapSettings(),

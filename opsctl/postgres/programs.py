@@ -163,7 +163,10 @@ class HostProgram:
             yield from lines
 
     def wait(self) -> int:
-        return self._process.wait()
+        code = self._process.wait()
+        if code < 0:
+            self._signal_group(signal.SIGKILL)  # its workers finish what they are at, and nobody wants that any more
+        return code
 
     def end(self) -> None:
         """SIGTERM, so that it can cancel its query, then SIGKILL."""

@@ -16,6 +16,7 @@ from opsctl.errors import ConfigurationError, DumpFailed, OpsctlError
 from opsctl.postgres.binaries import Binaries, choose_dump, choose_restore
 from opsctl.postgres.programs import INSTALL_HINT, Place, Program, ThisHost
 from opsctl.postgres.server import Server
+from opsctl.staging import StagingFolder
 
 STDERR_LINES = 200
 HOOK_SECONDS = 60
@@ -73,18 +74,27 @@ class Tools:
         lock_timeout_seconds: float,
         encoding: str,
         without_data: Sequence[bytes] = (),
+        jobs: int = 1,
+        folder: StagingFolder | None = None,
     ) -> Iterator["Child"]:
-        """pg_dump's custom format, uncompressed, of one snapshot; read ``child.stdout``, then ``child.finish()``.
+        """pg_dump's custom format, uncompressed, of one snapshot; read ``child.chunks()``, then ``child.finish()``.
 
+        With a ``folder`` it is the directory format, written there by ``jobs`` sessions, and nothing is to be read.
         ``encoding`` is the database's own: else the login's, or PGCLIENTENCODING, would decide what is in the archive.
         ``without_data`` are quoted names, in that encoding, of tables whose rows stay out. Excluding the tables
         themselves could leave views that do not restore.
         """
-        arguments: list[str | Path] = [binaries.path("pg_dump"), "--format=custom", "--compress=0", "--no-password"]
+        arguments: list[str | Path] = [binaries.path("pg_dump"), "--compress=0", "--no-password"]
+        if folder is None:
+            arguments += ["--format=custom"]
+        else:  # what lies there is not the backup: it need not survive a power failure
+            arguments += ["--format=directory", f"--jobs={jobs}", "--no-sync", f"--file={folder.path}"]
         arguments += [f"--snapshot={snapshot}", f"--lock-wait-timeout={int(lock_timeout_seconds * 1000)}"]
         arguments += [f"--encoding={encoding}", f"--dbname={server.public_conninfo()}"]
         arguments += [f"--exclude-table-data={os.fsdecode(quoted)}" for quoted in without_data]
-        with self._start(arguments, password=server.password) as child:
+        with self._start(
+            arguments, password=server.password, inherited=() if folder is None else (folder.lock,)
+        ) as child:
             yield child
 
     @contextmanager
@@ -101,6 +111,11 @@ class Tools:
         """``pg_restore --list`` of an archive written to ``child.stdin``; it reads no further than the contents."""
         with self._start([binaries.path("pg_restore"), "--list"], reads_input=True) as child:
             yield child
+
+    def list_folder(self, binaries: Binaries, folder: Path) -> bytes:
+        """What ``pg_restore --list`` says of a dump in the directory format, finished or not. Raises DumpFailed."""
+        with self._start([binaries.path("pg_restore"), "--list", folder]) as child:
+            return _everything(child)
 
     @contextmanager
     def schema(self, binaries: Binaries) -> Iterator["Child"]:
@@ -125,12 +140,18 @@ class Tools:
         flags: Sequence[str] = (),
         jobs: int = 1,
         archive: IO[bytes] | None = None,
+        folder: StagingFolder | None = None,
     ) -> Iterator["Child"]:
-        """pg_restore into ``database``, from ``child.stdin``, or with several jobs from an open file ``archive``."""
+        """pg_restore into ``database``, from what is written to it; with several jobs from an open file or a folder."""
         arguments: list[str | Path] = [binaries.path("pg_restore"), "--exit-on-error", "--no-password"]
-        arguments += [f"--dbname={server.public_conninfo(database)}", *flags]
-        inherited = () if archive is None else (archive.fileno(),)
-        arguments += [f"--jobs={jobs}", *(f"/proc/self/fd/{descriptor}" for descriptor in inherited)]
+        arguments += [f"--dbname={server.public_conninfo(database)}", *flags, f"--jobs={jobs}"]
+        inherited: tuple[int, ...] = ()
+        if archive is not None:
+            inherited = (archive.fileno(),)
+            arguments += [f"/proc/self/fd/{archive.fileno()}"]
+        elif folder is not None:
+            inherited = (folder.lock,)
+            arguments += [folder.path]
         with self._start(
             arguments,
             password=server.password,
@@ -280,10 +301,14 @@ class ContentsReader:
 
     def listing(self) -> bytes:
         """All that pg_restore says; waits for it. Raises DumpFailed when pg_restore cannot read the archive."""
-        listing = b"".join(self._child.chunks())
-        if self._child.finish() != 0:
-            raise self._child.failure(DumpFailed, "while reading the archive's contents")
-        return listing
+        return _everything(self._child)
+
+
+def _everything(child: Child) -> bytes:
+    said = b"".join(child.chunks())
+    if child.finish() != 0:
+        raise child.failure(DumpFailed, "while reading the archive's contents")
+    return said
 
 
 def _there_are(program: str, found: Sequence[Binaries]) -> str:
@@ -297,6 +322,8 @@ def _hint(said: str) -> str:
         return INSTALL_HINT
     if "permission denied" in said:
         return "GRANT pg_read_all_data TO the login, or use the owner's."
+    if "could not write" in said and "No space left" in said:
+        return "Set staging_path in [state] to a larger disk, or leave out jobs, which needs none."
     if "SSL" in said:
         return "The embedded programs have no TLS; install PostgreSQL's client programs for an encrypted connection."
     if "server closed the connection" in said or "terminating connection" in said or "shutting down" in said:

@@ -117,10 +117,11 @@ def test_kinds_of_values_and_locales(run_opsctl, cluster_of, new_database, back_
     assert drill_on(copy, cluster_of(15).binaries).outcome == "pass"
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
-def test_every_flip_and_cut_of_stored_files(run_opsctl, saas, only_backup, encrypted):
+@pytest.mark.parametrize("jobs", [1, 2], ids=["custom", "directory"])
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+def test_every_flip_and_cut_of_stored_files(run_opsctl, saas, only_backup, encrypted, jobs):
     """500 single bits and 200 truncations, anywhere in any file: the digest of the file tells of each."""
-    text = f'[databases.saas]\nurl = "{saas.url}"\n'
+    text = f'[databases.saas]\nurl = "{saas.url}"\njobs = {jobs}\n'
     if encrypted:
         run = run_opsctl("keygen", "-o", run_opsctl.work / "key", "--json")
         assert run.returncode == 0, run
@@ -147,13 +148,16 @@ def flipped(data, place):
     return bytes(changed)
 
 
-def test_every_hidden_flip_that_changes_something(run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_path):
+@pytest.mark.parametrize("jobs", [1, 2], ids=["custom", "directory"])
+def test_every_hidden_flip_that_changes_something(
+    run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_path, jobs
+):
     """500 single bits of the dump, every digest made to fit: decoding or restoring tells of each that matters.
 
     What matters is what pg_restore makes of the archive, remarks apart. Half of them go into
     definitions and small rows, half anywhere.
     """
-    back_up(rich, "content")
+    back_up(rich, "content", jobs=jobs)
     stored = only_backup(run_opsctl.work / "backups")
     plain = stored.plain_dump()
     before = as_text(cluster.binaries, plain)
