@@ -68,7 +68,7 @@ def backed_up(run_opsctl, database):
     return backup
 
 
-@pytest.mark.parametrize("major", [pytest.param(15, marks=pytest.mark.acceptance), 16, 18])
+@pytest.mark.parametrize("major", [*(pytest.param(each, marks=pytest.mark.acceptance) for each in (15, 16)), 18])
 def test_everything_comes_back(run_opsctl, cluster_of, new_database, facts_of, only_backup, major):
     """Beside the live database and in its place: schema, content, sequences and large objects as they were."""
     database = new_database(cluster_of(major), "awkward")

@@ -122,6 +122,7 @@ def test_pass_is_evidence_wherever_the_backup_is(run_opsctl, saas):
     assert re.search(r"content \d+ s ", run_opsctl("list").stdout)
 
 
+@pytest.mark.acceptance
 def test_everything_an_ordinary_database_holds_across_majors(
     run_opsctl, cluster_of, new_database, copy_of, only_backup, drills, tmp_path
 ):

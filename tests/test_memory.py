@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 LIMIT_MIB = 150
 MEASURE = """
 import resource, subprocess, sys
@@ -12,6 +14,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """A small process in between: Linux adds the peak of the starting process, and a test run is large."""
 
 
+@pytest.mark.acceptance
 def test_memory_of_a_backup_is_bounded(run_opsctl, database):
     """A database of 300 MB that hardly compresses is backed up with less than 150 MiB, whatever its size."""
     database.execute(

@@ -121,6 +121,7 @@ def roles_of(database, roles):
 # The live database is gone
 
 
+@pytest.mark.acceptance
 def test_dropped_database_comes_back_with_its_properties(run_opsctl, shop, facts_of):
     """Nothing is there to carry over from: owner, grants, comment, limit and settings come from the manifest."""
     expected, tables = properties(shop), facts_of(shop).tables
@@ -162,6 +163,7 @@ def test_roles_come_first(run_opsctl, shop, target, roles, facts_of):
     assert properties(target) == properties(shop)
 
 
+@pytest.mark.acceptance
 def test_roles_that_exist_are_left_alone_and_shown(run_opsctl, shop, target, roles):
     """What is there keeps its attributes, password and memberships; what the backup says of it is shown."""
     admin = replace(target, name="postgres")
@@ -182,6 +184,7 @@ def test_roles_that_exist_are_left_alone_and_shown(run_opsctl, shop, target, rol
     assert roles["reader"] not in "\n".join(each for each in run.json["result"]["left_alone"] if "ALTER" in each)
 
 
+@pytest.mark.acceptance
 def test_login_that_may_not_create_roles(run_opsctl, shop, target, roles):
     """What the server refuses is named, each statement with its reason, and the exit code is 3."""
     admin = replace(target, name="postgres")
@@ -225,6 +228,7 @@ def test_password_of_the_url_is_a_secret(run_opsctl, shop, target, fresh_server,
             pass
 
 
+@pytest.mark.acceptance
 def test_database_of_the_other_server_is_replaced_only_when_named(run_opsctl, shop, target, roles):
     """``--to`` a database that exists is a restore like any other: swapped, kept aside, confirmed by its name."""
     other = replace(target, name=f"{shop.name}_there")
@@ -244,6 +248,7 @@ def test_database_of_the_other_server_is_replaced_only_when_named(run_opsctl, sh
     assert shop.execute("SELECT count(*) FROM orders") == [(500,)]
 
 
+@pytest.mark.acceptance
 def test_hooks_and_standbys_belong_to_the_configured_server(run_opsctl, shop, target, tmp_path):
     """``--to`` another server holds back no clients of this one."""
     configuration = run_opsctl.work / "opsctl.toml"

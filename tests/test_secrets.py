@@ -75,7 +75,8 @@ def configured(run_opsctl, listening, source, tmp_path, password=PASSWORD):
     return variables
 
 
-each_source = pytest.mark.parametrize("source", ["url", "password_file", "password_command", "PGPASSWORD"])
+MORE_SOURCES = [pytest.param(name, marks=pytest.mark.acceptance) for name in ("password_command", "PGPASSWORD")]
+each_source = pytest.mark.parametrize("source", ["url", "password_file", *MORE_SOURCES])
 
 
 @each_source

@@ -180,12 +180,12 @@ def with_logs(database):
     ("pattern", "without"),
     [
         ("audit", {"public.audit"}),
-        ("public.audit", {"public.audit"}),
+        pytest.param("public.audit", {"public.audit"}, marks=pytest.mark.acceptance),
         ("logs.log*", {"logs.log_web", "logs.log Web"}),
-        ("log_web", {"logs.log_web"}),
-        ("log ?eb", {"logs.log Web"}),
+        pytest.param("log_web", {"logs.log_web"}, marks=pytest.mark.acceptance),
+        pytest.param("log ?eb", {"logs.log Web"}, marks=pytest.mark.acceptance),
         ("parts", {"public.parts", "public.parts_1", "public.parts_1_1", "public.parts_rest"}),
-        ("parts_1", {"public.parts_1", "public.parts_1_1"}),
+        pytest.param("parts_1", {"public.parts_1", "public.parts_1_1"}, marks=pytest.mark.acceptance),
     ],
 )
 def test_excluded_tables_are_empty_tables(run_opsctl, database, facts_of, only_backup, pattern, without):

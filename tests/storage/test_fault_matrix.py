@@ -11,7 +11,7 @@ from opsctl.prune import execute, plan
 from opsctl.repository import ORPHAN_GRACE, Repository
 from opsctl.retention import Policy
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.acceptance]
 
 EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The token has expired.</Message></Error>"
 
@@ -139,19 +139,7 @@ def entries(repository):
     return list(repository.storage.entries())
 
 
-OFTEN = {
-    "a part is reset twice",
-    "the second part is refused",
-}
-"""Those of every run; the acceptance run has all."""
-
-
-def each_of(faults):
-    marked = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.acceptance) for name in faults]
-    return pytest.mark.parametrize("name", marked)
-
-
-@each_of(PASSING)
+@pytest.mark.parametrize("name", PASSING)
 def test_what_passes(matrix, name):
     """It costs time, and nothing else."""
     matrix.break_off(*PASSING[name])
@@ -161,7 +149,7 @@ def test_what_passes(matrix, name):
     matrix.assert_sound(1)
 
 
-@each_of(STAYING)
+@pytest.mark.parametrize("name", STAYING)
 def test_what_stays(matrix, name):
     """Exit code 13 and its own words; the earlier backup is as it was, and the next one succeeds."""
     matrix.run("backup")

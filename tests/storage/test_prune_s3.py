@@ -6,7 +6,7 @@ from email.utils import format_datetime
 
 import pytest
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.acceptance]
 KEEP_ONE = "retention = { keep_last = 1 }\n"
 
 
@@ -64,7 +64,6 @@ def test_credentials_that_may_not_delete(program, moto, proxied, proxy):
     assert sorted(ids(program("prune"), "remove")) == sorted(taken)
 
 
-@pytest.mark.acceptance
 def test_a_policy_that_denies_deletion(program, ceph):
     """The same with a real bucket policy, on a bucket that keeps versions."""
     bucket = ceph.new_bucket()
@@ -97,7 +96,7 @@ def test_a_policy_that_denies_deletion(program, ceph):
     assert ids(program("list")) == [second]
 
 
-@pytest.mark.parametrize("service", ["moto", pytest.param("ceph", marks=pytest.mark.acceptance)])
+@pytest.mark.parametrize("service", ["moto", "ceph"])
 def test_locked_backups_are_kept_with_their_reason(request, program, service):
     """What is due and locked stays, says until when, and is no failure: of the rotation, the dry run and the prune."""
     service = request.getfixturevalue(service)
@@ -114,7 +113,6 @@ def test_locked_backups_are_kept_with_their_reason(request, program, service):
         assert kept[first][1] == "kept by no rule"
 
 
-@pytest.mark.acceptance
 def test_a_clock_that_is_far_off(program, moto, proxied, proxy):
     """Nothing is pruned in that repository and everything in the other; backup and prune end with 3 and say so."""
     bucket = moto.new_bucket()
