@@ -259,8 +259,9 @@ class Drills:
 def _prepared(restore: Restore, server: DrillServer, now: datetime) -> tuple[Restore, list[str]]:
     """The restore as it can be made there, and what is remarkable about that. Raises _CouldNotVerify."""
     notes = []
-    blockers = restore.plan(now).blockers
-    if blockers and server.superuser is not None and not replace(restore, server=server.superuser).plan(now).blockers:
+    anyhow = replace(restore, options=replace(restore.options, c_locale=True))  # its own locale is tried below
+    blockers = anyhow.plan(now).blockers
+    if blockers and server.superuser is not None and not replace(anyhow, server=server.superuser).plan(now).blockers:
         restore, note = _as_superuser(restore, server, blockers[0])
         notes.append(note)
     elif blockers:
