@@ -10,6 +10,7 @@ from opsctl.services.docker import Docker, mapped_errors
 LABEL = "opsctl.throwaway"
 LOW_SHARE = 128
 """Of the processors, where others have 1024: what else runs there goes first."""
+MOST_PROCESSES = 512
 
 
 class ThrowawayContainers:
@@ -59,9 +60,10 @@ class ThrowawayContainers:
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges", "label=disable"],
                 cpu_shares=LOW_SHARE,
+                pids_limit=MOST_PROCESSES,
                 mem_limit=memory_bytes,
             )
-            own = api.inspect_image(image)["Config"].get("User")
+            own = (api.inspect_image(image).get("Config") or {}).get("User")
             api.create_container(
                 image,
                 name=name,
