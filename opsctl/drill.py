@@ -6,7 +6,7 @@ evidence; what says something about this machine (a missing extension, no room, 
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -14,7 +14,15 @@ from typing import Any
 
 from opsctl import __version__
 from opsctl.drill_servers import Candidate, DrillServer
-from opsctl.errors import BackupDamaged, CopyDiffers, OpsctlError, QueryFailed, Refused, RestoreFailed
+from opsctl.errors import (
+    BackupDamaged,
+    ConfigurationError,
+    CopyDiffers,
+    OpsctlError,
+    QueryFailed,
+    Refused,
+    RestoreFailed,
+)
 from opsctl.keys import Keys
 from opsctl.manifest import EvidenceLevel, Facts, Manifest
 from opsctl.postgres.databases import create_staging, drop_database
@@ -80,7 +88,7 @@ class _Result:
 class Drills:
     """How the backups of a database are drilled: on the first of ``candidates`` that can."""
 
-    candidates: Callable[[Manifest], Sequence[Candidate]]
+    candidates: Callable[[Manifest], Iterable[Candidate]]
     tools: Tools
     keys: Keys
     clock: Callable[[], datetime]
@@ -173,13 +181,19 @@ class Drills:
 
     def _on(self, server: DrillServer, repository: Repository, manifest: Manifest, description: str) -> _Result:
         """Restore and compare. Raises _CouldNotVerify and OpsctlError for what says nothing about the backup."""
+        result = self._judged(server, repository, manifest, description)
+        if reason := server.stopped_because():  # what did not hold may not have been asked any more
+            raise _CouldNotVerify(reason)
+        return result
+
+    def _judged(self, server: DrillServer, repository: Repository, manifest: Manifest, description: str) -> _Result:
         restore = Restore(
             manifest,
             repository,
             server.server,
             server.server.database,
             OPTIONS,
-            self.tools,
+            self._tools(server, manifest),
             server.work_path,
             keys=self.keys,
             is_checked=True,
@@ -188,13 +202,20 @@ class Drills:
         try:
             return self._run(restore, notes, server, description)
         except RestoreFailed as error:
-            stopped = server.stopped_because()
-            if stopped:
-                raise _CouldNotVerify(stopped) from error
             if OF_THE_RIGHTS.search(error.message) and restore.server is not server.superuser:
                 restore, more = _as_superuser(restore, server, error.message)
                 return self._run(restore, [*notes, more], server, description)
             raise
+
+    def _tools(self, server: DrillServer, manifest: Manifest) -> Tools:
+        """The programs of this host, or those beside the server where ours do not fit."""
+        if server.tools is None:
+            return self.tools
+        try:
+            self.tools.for_restore(archive_major=manifest.pg_dump_major, server_major=server.server.info.major)
+        except ConfigurationError:
+            return server.tools
+        return self.tools
 
     def _run(self, restore: Restore, notes: list[str], server: DrillServer, description: str) -> _Result:
         manifest = restore.manifest
@@ -210,7 +231,7 @@ class Drills:
             return _Result("fail", "restored", (error.message,), tuple(notes), None, description, version)
         except RestoreFailed as error:
             if server.stopped_because() or not _is_the_backups(error.message, manifest, restore.server.info.major):
-                raise
+                raise  # a server that was stopped is not asked for its version
             return _Result("fail", "restored", (error.message,), tuple(notes), None, description, version)
         seconds = time.monotonic() - started
         problems = [*self._objects(restore.server, manifest.facts), *self._asserted(restore.server)]
@@ -238,8 +259,9 @@ class Drills:
 def _prepared(restore: Restore, server: DrillServer, now: datetime) -> tuple[Restore, list[str]]:
     """The restore as it can be made there, and what is remarkable about that. Raises _CouldNotVerify."""
     notes = []
-    blockers = restore.plan(now).blockers
-    if blockers and server.superuser is not None and not replace(restore, server=server.superuser).plan(now).blockers:
+    anyhow = replace(restore, options=replace(restore.options, c_locale=True))  # its own locale is tried below
+    blockers = anyhow.plan(now).blockers
+    if blockers and server.superuser is not None and not replace(anyhow, server=server.superuser).plan(now).blockers:
         restore, note = _as_superuser(restore, server, blockers[0])
         notes.append(note)
     elif blockers:

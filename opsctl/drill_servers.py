@@ -8,9 +8,12 @@ import fcntl
 import json
 import os
 import secrets
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Protocol
@@ -19,11 +22,12 @@ from opsctl.config import without_libpq_variables
 from opsctl.errors import ConfigurationError, OpsctlError, RestoreFailed
 from opsctl.manifest import Facts, Manifest
 from opsctl.postgres.binaries import Binaries
-from opsctl.postgres.cluster import Cluster, throwaway_cluster
-from opsctl.postgres.cluster_files import remove_remains, temporary_folder
+from opsctl.postgres.cluster import throwaway_cluster
+from opsctl.postgres.cluster_files import children, remove_remains, temporary_folder
 from opsctl.postgres.databases import create_bare_roles, drop_database
 from opsctl.postgres.server import Server
 from opsctl.postgres.swap import find_staging
+from opsctl.postgres.tools import Tools
 
 OS_USERS = ("opsctl-drill", "nobody", "postgres")
 """Who runs the server when root drills: what the backup's functions do, they do as that user. Best one of its own."""
@@ -39,6 +43,7 @@ WAL_BYTES = 1 << 30
 RESERVE_BYTES = 128 << 20
 """So much of the disk stays free whatever the load does."""
 
+TIMEOUT_SECONDS = 6 * 3600.0
 LEAST_MEMORY_BYTES = 256 << 20
 MOST_BUFFER_BYTES = 1 << 30
 WATCH_SECONDS = 0.5
@@ -57,6 +62,9 @@ class DrillServer:
     work_path: Path
     stopped_because: Callable[[], str | None]
     """Why the server was stopped from outside, if it was."""
+
+    tools: Tools | None = None
+    """PostgreSQL's programs beside the server, for where this host's do not fit."""
 
 
 class Candidate(Protocol):
@@ -98,19 +106,31 @@ class DrillRecords:
                 ) from error
             yield path.unlink
 
-    def remove_leftovers(self, open_scratch: Callable[[str], Server] | None) -> list[str]:
+    def remove_leftovers(
+        self,
+        open_scratch: Callable[[str], Server] | None = None,
+        remove_container: Callable[[str], None] | None = None,
+    ) -> list[str]:
         """Remove what killed drills have left, and name it. What cannot be reached now waits for the next drill."""
         removed = []
         for path in sorted(self._folder.glob("*.json")):
             with suppress(OSError, OpsctlError, ValueError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _remove(json.load(file), open_scratch):
+                if _remove(json.load(file), open_scratch, remove_container):
                     path.unlink()
                     removed.append(path.stem)
         return removed
 
 
-def _remove(content: dict[str, str], open_scratch: Callable[[str], Server] | None) -> bool:
+def _remove(
+    content: dict[str, str],
+    open_scratch: Callable[[str], Server] | None,
+    remove_container: Callable[[str], None] | None,
+) -> bool:
+    if "container" in content:
+        if remove_container is None:
+            return False
+        remove_container(content["container"])
     if "folder" in content:
         remove_remains(Path(content["folder"]))
         return True
@@ -140,6 +160,7 @@ class Throwaway:
     max_disk_bytes: int | None = None
     max_memory_bytes: int | None = None
     allow_superuser: bool = False
+    timeout_seconds: float = TIMEOUT_SECONDS
 
     @property
     def description(self) -> str:
@@ -148,8 +169,8 @@ class Throwaway:
     @contextmanager
     def open(self, manifest: Manifest) -> Iterator[DrillServer]:
         parent = self.folder or temporary_folder(OS_USERS)
-        self._require_disk(parent, manifest)
-        settings = _memory_settings(self._memory())
+        allowed = allowed_disk(parent, manifest, self.max_disk_bytes)
+        settings = drill_settings(self.max_memory_bytes)
         name = secrets.token_hex(4)
         folder = parent / f"opsctl-drill-{name}"
         with (
@@ -169,7 +190,7 @@ class Throwaway:
                 throwaway_cluster(
                     self.binaries,
                     folder=folder,
-                    settings={**settings, "max_wal_size": f"{WAL_BYTES // _MIB}MB", "lc_messages": "C"},
+                    settings=settings,
                     os_users=OS_USERS,
                     superuser=f"opsctl_{name}",
                     niceness=10,
@@ -177,44 +198,16 @@ class Throwaway:
             )
             superuser = Server(cluster.url(DATABASE))
             loader = f"opsctl_loader_{name}"
-            create_bare_roles(superuser, _roles(manifest.facts), loader=loader)
-            watch = cleanup.enter_context(_watching(cluster, folder, self._allowed(parent)))
+            stop = Stop(cluster.kill)
+            cleanup.enter_context(watching(stop, self.timeout_seconds, folder, allowed))
+            create_bare_roles(superuser, needed_roles(manifest.facts), loader=loader)
             yield DrillServer(
                 server=Server(cluster.url(DATABASE, user=loader)),
                 superuser=superuser,
                 trusts_superuser=self.allow_superuser or cluster.os_user not in {None, LIVE_OS_USER},
                 work_path=folder,
-                stopped_because=watch,
+                stopped_because=stop.reason,
             )
-
-    def _allowed(self, parent: Path) -> int:
-        """How many bytes of disk the drill may take."""
-        status = os.statvfs(parent)
-        free = max(0, status.f_bavail * status.f_frsize - RESERVE_BYTES)
-        return min(free, self.max_disk_bytes) if self.max_disk_bytes is not None else free
-
-    def _require_disk(self, parent: Path, manifest: Manifest) -> None:
-        data = manifest.database_bytes or 3 * manifest.dump.bytes
-        needed = data + min(data, WAL_BYTES) + BASE_BYTES
-        try:
-            allowed = self._allowed(parent)
-        except OSError as error:
-            raise OpsctlError(f"{parent} cannot be used: {error.strerror}.", hint="See [drill] folder.") from error
-        if needed > allowed:
-            raise OpsctlError(
-                f"A drill needs about {needed:,} bytes of disk in {parent}, and may take {allowed:,}.",
-                hint="Set folder in [drill] to a larger disk, or raise its max_disk_bytes.",
-            )
-
-    def _memory(self) -> int:
-        found = available_memory()
-        memory = min(found, self.max_memory_bytes) if self.max_memory_bytes is not None else found
-        if memory < LEAST_MEMORY_BYTES:
-            raise OpsctlError(
-                f"A drill needs {LEAST_MEMORY_BYTES:,} bytes of memory, and may take {memory:,}.",
-                hint="Drill at another hour, or on another machine.",
-            )
-        return memory
 
 
 @dataclass(frozen=True)
@@ -224,6 +217,7 @@ class Scratch:
     open_server: Callable[[str], Server]
     records: DrillRecords
     state_path: Path
+    timeout_seconds: float = TIMEOUT_SECONDS
 
     @property
     def description(self) -> str:
@@ -237,12 +231,27 @@ class Scratch:
             raise OpsctlError(
                 "The scratch server is the very server the backup is of.", hint="[drill] scratch_url names another one."
             )
+        stop = Stop(partial(_let_go, server))
         with self.records.keep(name, address=server.address, database=server.database) as forget:
             try:
-                yield DrillServer(server, None, True, self.state_path, lambda: None)
-            finally:
-                _drop_all(server)
-                forget()
+                with watching(stop, self.timeout_seconds):
+                    yield DrillServer(server, None, True, self.state_path, stop.reason)
+            except BaseException:
+                with suppress(OpsctlError):  # a server that hangs: the next drill sees to it
+                    _drop_all(server)
+                    forget()
+                raise
+            _drop_all(server)
+            forget()
+
+
+def _let_go(server: Server) -> None:
+    """End what waits for a lent server, which is not ours to end: our connections, and the programs that load."""
+    server.abandon()
+    for pid in children(os.getpid()):
+        with suppress(OSError):
+            if os.fsencode(server.database) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 def _clear(folder: Path, forget: Callable[[], None]) -> None:
@@ -250,34 +259,79 @@ def _clear(folder: Path, forget: Callable[[], None]) -> None:
     forget()
 
 
-def _roles(facts: Facts) -> set[str]:
+def needed_roles(facts: Facts) -> set[str]:
     """The roles a restore needs."""
     roles = {*facts.roles, facts.database.owner, *facts.database.grantees}
     return roles | {setting.role for setting in facts.database.settings if setting.role}
 
 
+class Stop:
+    """Stops a drill from outside by ending its server, once and for a reason."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+        self._reason: str | None = None
+
+    def __call__(self, reason: str) -> None:
+        if self._reason is None:
+            self._reason = reason  # before anybody notices the end
+            with suppress(OpsctlError):
+                self._end()
+
+    def reason(self) -> str | None:
+        return self._reason
+
+
 @contextmanager
-def _watching(cluster: Cluster, folder: Path, allowed_bytes: int) -> Iterator[Callable[[], str | None]]:
-    """Kill the server before it fills the disk. Gives a function that says so, if it was done."""
-    reasons: list[str] = []
+def watching(
+    stop: Stop, timeout_seconds: float, folder: Path | None = None, allowed_bytes: int | None = None
+) -> Iterator[None]:
+    """Stop a drill that takes too long, and before it fills the disk of ``folder``.
+
+    Whatever fails afterwards raises OpsctlError with the reason of that.
+    """
     done = Event()
-    begun_with = _free(folder)
+    begun_with = _free(folder) if folder else 0
+    end = time.monotonic() + timeout_seconds
 
     def watch() -> None:
         while not done.wait(WATCH_SECONDS):
-            free = _free(folder)
-            if free < RESERVE_BYTES or begun_with - free > allowed_bytes:
-                reasons.append(f"the disk of {folder.parent} ran short: {free:,} bytes were left")
-                cluster.kill()
+            if time.monotonic() > end:
+                stop(f"it took longer than {timeout_seconds:g} seconds, the timeout_seconds of [drill]")
+                return
+            free = _free(folder) if folder else RESERVE_BYTES
+            if free < RESERVE_BYTES or (allowed_bytes is not None and begun_with - free > allowed_bytes):
+                stop(f"the disk of {folder} ran short: {free:,} bytes were left")
                 return
 
-    thread = Thread(target=watch, name="disk", daemon=True)
+    thread = Thread(target=watch, name="drill", daemon=True)
     thread.start()
     try:
-        yield lambda: reasons[0] if reasons else None
+        yield
+    except OpsctlError as error:
+        if reason := stop.reason():
+            raise OpsctlError(reason, hint="See [drill] in the configuration.") from error
+        raise
     finally:
         done.set()
         thread.join()
+
+
+def allowed_disk(folder: Path, manifest: Manifest, max_bytes: int | None) -> int:
+    """How many bytes of disk the drill may take there. Raises OpsctlError when it needs more."""
+    data = manifest.database_bytes or 3 * manifest.dump.bytes
+    needed = data + min(data, WAL_BYTES) + BASE_BYTES
+    try:
+        free = max(0, _free(folder) - RESERVE_BYTES)
+    except OSError as error:
+        raise OpsctlError(f"{folder} cannot be used: {error.strerror}.", hint="See [drill] folder.") from error
+    allowed = min(free, max_bytes) if max_bytes is not None else free
+    if needed > allowed:
+        raise OpsctlError(
+            f"A drill needs about {needed:,} bytes of disk in {folder}, and may take {allowed:,}.",
+            hint="Set folder in [drill] to a larger disk, or raise its max_disk_bytes.",
+        )
+    return allowed
 
 
 def _free(folder: Path) -> int:
@@ -300,10 +354,21 @@ def available_memory() -> int:
     return min(found)
 
 
-def _memory_settings(memory_bytes: int) -> dict[str, str]:
-    """An eighth each for pages and for building indexes."""
-    size = f"{min(memory_bytes // 8, MOST_BUFFER_BYTES) // _MIB}MB"
-    return {"shared_buffers": size, "maintenance_work_mem": size}
+def drill_settings(max_memory_bytes: int | None) -> dict[str, str]:
+    """The server's: an eighth of the memory each for pages and for building indexes.
+
+    Raises OpsctlError when there is too little.
+    """
+    found = available_memory()
+    memory = min(found, max_memory_bytes) if max_memory_bytes is not None else found
+    if memory < LEAST_MEMORY_BYTES:
+        raise OpsctlError(
+            f"A drill needs {LEAST_MEMORY_BYTES:,} bytes of memory, and may take {memory:,}.",
+            hint="Drill at another hour, or on another machine.",
+        )
+    size = f"{min(memory // 8, MOST_BUFFER_BYTES) // _MIB}MB"
+    wal = f"{WAL_BYTES // _MIB}MB"
+    return {"shared_buffers": size, "maintenance_work_mem": size, "max_wal_size": wal, "lc_messages": "C"}
 
 
 def throwaways(found: Sequence[Binaries], manifest: Manifest) -> list[Binaries]:

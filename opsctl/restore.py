@@ -12,6 +12,7 @@ from opsctl.errors import (
     ConfigurationError,
     CopyDiffers,
     OpsctlError,
+    Refused,
     RestoreFailed,
     ServiceFailed,
     ServicesUnreachable,
@@ -104,8 +105,13 @@ class Restore:
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
-        requires = self.manifest.facts.requires
-        target = inspect_target(self.server, self.database, requires, count_rows=not self.options.into)
+        target = inspect_target(
+            self.server,
+            self.database,
+            self.manifest.facts.requires,
+            self._own_properties,
+            count_rows=not self.options.into,
+        )
         options = replace(self.options, replica_count=len(self.swap_settings.replicas))
         return plan_restore(
             self.manifest,
@@ -125,6 +131,11 @@ class Restore:
         except (ConfigurationError, ServiceFailed, ServicesUnreachable) as error:
             errors.append(error)
         errors += self.keys.obstacles(self.repository, self.manifest)
+        if self._must_spool:
+            try:
+                self._staging.require_room(self.manifest.dump.bytes, **SPOOLED)
+            except (Refused, ConfigurationError) as error:
+                errors.append(error)
         yield from (Obstacle(error.message.rstrip("."), error.hint or "") for error in errors)
         if self.options.jobs > 1 and not self.tools.reads_files:
             yield Obstacle('tools = "service" loads with one session', "Leave --jobs out.")

@@ -223,6 +223,12 @@ def _server_obstacles(manifest: Manifest, target: Target, mode: Mode) -> Iterato
                 f"the server has no {properties.locale_provider} locales",
                 f"Restore into a server built with {properties.locale_provider}: --to URL.",
             )
+        if not target.has_locale:
+            names = " and ".join(sorted({properties.collate, properties.ctype}))
+            yield Obstacle(
+                f"the server has no locale {names}",
+                "Install it on the server's machine (locale-gen) and restart the server, or --to URL.",
+            )
     for lacking in target.lacks:
         yield Obstacle(
             f"the server has no {lacking}, which objects of the backup use",

@@ -247,6 +247,9 @@ class DrillSettings(Settings):
     max_disk_bytes: Annotated[int, Field(gt=0)] | None = None
     max_memory_bytes: Annotated[int, Field(gt=0)] | None = None
     allow_superuser: bool = False
+    image: Annotated[str, Field(pattern=r"^[a-z0-9][^\s{}]*(\{major\})?[^\s{}]*$")] = "postgres:{major}"
+    pull: bool = False
+    timeout_seconds: Annotated[float, Field(gt=0)] = 21_600
 
 
 class TlsSettings(Settings):

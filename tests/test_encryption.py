@@ -303,6 +303,27 @@ def test_several_identities_in_one_file():
         assert b"".join(decrypted(encrypted([b"rows"], only), identities)) == b"rows"
 
 
+@pytest.mark.parametrize("kind", PAIRS)
+def test_recipients_tell_who_opens_without_the_file(kind):
+    """Every kind of identity knows its public key, whatever comment the recipient has."""
+    others = [public for other, (public, _) in PAIRS.items() if other != kind]
+    identities = IDENTITIES[kind]
+
+    assert identities.open_for([*others, PAIRS[kind][0]]) is True
+    assert identities.open_for([PAIRS[kind][0].partition(" ops@")[0]]) is True
+    assert identities.open_for(others) is False
+    assert STRANGER.open_for(RECIPIENTS.keys) is False
+
+
+def test_a_key_in_an_old_form_does_not_tell():
+    """PEM has no public key in the clear: only the file itself tells whether it opens it."""
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    pem = private.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+
+    assert parse_identities(pem, where="here").open_for(RECIPIENTS.keys) is None
+
+
 # The program
 
 

@@ -142,9 +142,9 @@ def owners_and_grants(database):
 
 def blockers(run):
     assert run.returncode == 16, run
-    found = run.json["result"]["plan"]["blockers"]
-    assert found
-    return "\n".join(found)
+    plan = run.json["result"]["plan"]
+    assert plan["blockers"] == [each["reason"] for each in plan["obstacles"]] != []
+    return "\n".join(f"{each['reason']} ({each['hint']})" for each in plan["obstacles"])
 
 
 # What works

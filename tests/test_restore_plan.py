@@ -134,6 +134,7 @@ BLOCKERS = [
     (MANIFEST, replace(TARGET, may_create_databases=False), "--in-place"),
     (replace(MANIFEST, pg_dump_version="17.0"), TARGET, "pg_dump 17"),
     (facts(database=replace(PROPERTIES, locale_provider="icu")), TARGET, "icu"),
+    (MANIFEST, replace(TARGET, has_locale=False), "no locale de_DE.UTF-8"),
     (facts(extensions=(ExtensionFacts("postgis", "3.4", "public"),)), TARGET, "postgis 3.4"),
     (
         facts(extensions=(ExtensionFacts("timescaledb", "2", "public"),)),

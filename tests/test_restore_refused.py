@@ -39,6 +39,24 @@ def test_plan_says_what_would_happen_and_changes_nothing(run_opsctl, back_up, sa
     assert saas.execute("SELECT count(*) FROM companies") == [(1274,)]
 
 
+def test_what_the_machine_lacks_is_known_before_anything_is_made(run_opsctl, stored, cluster, databases_like):
+    """A locale that is not there, and no room for what several sessions read, are in the plan, with their hints."""
+    facts = stored.manifest["facts"]
+    stored.rewrite(facts={**facts, "database": {**facts["database"], "collate": "xx_XX.UTF-8"}})
+    files = [
+        {**file, "bytes": 1 << 60} if file["name"].startswith("dump") else file for file in stored.manifest["files"]
+    ]
+    url = cluster.url(stored.manifest["database"])
+    no_locale = run_opsctl("restore", "latest", "--plan", "--json", url=url)
+    stored.rewrite(files=files, database_bytes=1)
+    no_room = run_opsctl("restore", "latest", "--plan", "--jobs", "2", "--json", url=url)
+
+    (locale,) = no_locale.json["result"]["plan"]["obstacles"]
+    assert (no_locale.returncode, "no locale" in locale["reason"], "locale-gen" in locale["hint"]) == (16, True, True)
+    (room,) = no_room.json["result"]["plan"]["obstacles"]
+    assert (no_room.returncode, "of free disk in" in room["reason"], "staging_path" in room["hint"]) == (16, True, True)
+
+
 def test_rows_that_would_be_lost_are_shown_before_the_swap(run_opsctl, back_up, saas):
     """A restore that goes ahead has shown its plan too, on stderr."""
     back_up(saas)

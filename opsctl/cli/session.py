@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from opsctl.restore import SwapSettings
     from opsctl.retention import Policy
     from opsctl.services import Service, ServiceRuntime
+    from opsctl.services.docker import Docker
     from opsctl.services.names import Services
     from opsctl.signing import SigningKey
 
@@ -324,11 +325,15 @@ class Session:
         return Tools(search_path=self.config.search_path, environment=environment, place=place)
 
     @cached_property
-    def runtime(self) -> "ServiceRuntime":
-        """What runs the services."""
+    def docker(self) -> "Docker":
         from opsctl.services.docker import Docker
 
         return Docker(self.config.variables)
+
+    @property
+    def runtime(self) -> "ServiceRuntime":
+        """What runs the services."""
+        return self.docker
 
     @cached_property
     def services(self) -> "Services":

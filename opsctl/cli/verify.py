@@ -8,15 +8,18 @@ import typer
 from opsctl.cli.catalog import choose_backup, read_catalog
 from opsctl.cli.output import Outcome, duration
 from opsctl.cli.run_report import concern
-from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, UsageError
+from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, ServiceFailed, ServicesUnreachable, UsageError
 from opsctl.manifest import EVIDENCE_LEVELS, choose
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from opsctl.cli.session import Session
     from opsctl.drill import Drills
     from opsctl.manifest import Manifest
     from opsctl.postgres.server import Server
     from opsctl.repository import Backup, Catalog, Incomplete
+    from opsctl.services.docker_throwaway import ThrowawayContainers
     from opsctl.verify import Verification
 
 OUTCOMES = {"pass": "pass", "fail": "fail", "unknown": "could not verify"}
@@ -189,6 +192,7 @@ def _drill_copies(session: "Session", backup: "Backup") -> "list[Verification]":
 def _drills_of(session: "Session", database: str) -> "Drills":
     """How backups of a database are drilled; without assertions when it is not configured any more."""
     from opsctl.drill import Assertion, Drills
+    from opsctl.drill_container import InContainer
     from opsctl.drill_servers import Candidate, DrillRecords, Scratch, Throwaway, throwaways
     from opsctl.postgres.binaries import find_binaries
     from opsctl.postgres.tools import Tools
@@ -196,24 +200,32 @@ def _drills_of(session: "Session", database: str) -> "Drills":
     settings, records = session.config.drill, DrillRecords(session.config.state_path)
     found = find_binaries("initdb", search_path=session.config.search_path)
 
-    def candidates(manifest: "Manifest") -> list[Candidate]:
-        scratch = (
-            []
-            if settings.scratch_url is None
-            else [Scratch(partial(_scratch_server, session), records, session.config.state_path)]
-        )
-        own = [
-            Throwaway(
+    def candidates(manifest: "Manifest") -> "Iterator[Candidate]":
+        if settings.scratch_url is not None:
+            open_scratch = partial(_scratch_server, session)
+            yield Scratch(open_scratch, records, session.config.state_path, settings.timeout_seconds)
+        for binaries in throwaways(found, manifest):
+            yield Throwaway(
                 binaries,
                 records,
                 session.config.drill_folder,
                 settings.max_disk_bytes,
                 settings.max_memory_bytes,
                 settings.allow_superuser,
+                settings.timeout_seconds,
             )
-            for binaries in throwaways(found, manifest)
-        ]
-        return [*scratch, *own]
+        containers = _containers(session)
+        if containers is not None:
+            yield InContainer(
+                containers,
+                records,
+                settings.image.replace("{major}", manifest.server_version.split(".")[0]),
+                session.config.drill_environment,
+                settings.pull,
+                settings.max_disk_bytes,
+                settings.max_memory_bytes,
+                settings.timeout_seconds,
+            )
 
     configured = session.config.databases.get(session.config.section_of(database) or "")
     return Drills(
@@ -229,11 +241,24 @@ def _drills_of(session: "Session", database: str) -> "Drills":
 def _remove_leftovers(session: "Session") -> None:
     """Remove what drills that were killed have left on this host and on the scratch server."""
     from opsctl.drill_servers import DrillRecords
+    from opsctl.services.docker_throwaway import ThrowawayContainers
 
     open_scratch = partial(_scratch_server, session) if session.config.drill.scratch_url else None
-    removed = DrillRecords(session.config.state_path).remove_leftovers(open_scratch)
+    containers = ThrowawayContainers(session.docker)
+    removed = DrillRecords(session.config.state_path).remove_leftovers(open_scratch, containers.remove)
     if removed:
         session.log().warning("drill.leftovers_removed", drills=removed)
+
+
+def _containers(session: "Session") -> "ThrowawayContainers | None":
+    """Where containers can be made; None where there is no Docker."""
+    from opsctl.services.docker_throwaway import ThrowawayContainers
+
+    try:
+        session.docker.version()
+    except (ServiceFailed, ServicesUnreachable):
+        return None
+    return ThrowawayContainers(session.docker)
 
 
 def _scratch_server(session: "Session", database: str) -> "Server":

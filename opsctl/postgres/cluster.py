@@ -32,7 +32,7 @@ from opsctl.postgres.processes import die_with_parent
 
 SUPERUSER = "postgres"
 
-_FAST = {
+FAST = {
     # A crash of the host may lose this server: nothing is flushed, and WAL holds what a server crash needs only.
     "fsync": "off",
     "synchronous_commit": "off",
@@ -274,10 +274,11 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
+                timeout=self._timeout_seconds,
                 preexec_fn=die_with_parent(signal.SIGTERM),
                 **self._as_account(),
             )
-        except OSError as error:
+        except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         return "" if done.returncode == 0 else done.stderr.decode(errors="replace") or f"exit {done.returncode}"
 
@@ -287,7 +288,7 @@ class Cluster:
             "unix_socket_directories": f'"{self.socket_folder}"',  # a list: quotes keep a comma in the path
             "unix_socket_permissions": "0700",
             "port": str(self.port),
-            **_FAST,
+            **FAST,
             **settings,
         }
         with (self.data / "postgresql.conf").open("a") as file:

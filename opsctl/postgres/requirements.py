@@ -7,12 +7,16 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from opsctl.manifest import DatabaseProperties
 from opsctl.postgres.server import attempt, one, rows
 
 if TYPE_CHECKING:
     from opsctl.postgres.server import Connection
 
 LOCALE = re.compile(r"(libc|icu|builtin) locale (.+)")
+
+UNKNOWN_LOCALE = {"22023", "42704"}
+"""What a server says to a locale that the machine has not: invalid parameter value, undefined object."""
 
 NEEDED = """
     with columns(kind, sorting) as (
@@ -60,3 +64,23 @@ def _is_met(connection: "Connection", needed: str) -> bool:
         query = "select bool_or(%s = any(enumvals)) from pg_settings where name = 'default_toast_compression'"
         return bool(one(connection, query, (name,))[0])
     return True  # a newer opsctl's word
+
+
+def has_locale(connection: "Connection", properties: DatabaseProperties) -> bool:
+    """Whether a new database can have the locale of these: tried with a collation, of which nothing stays.
+
+    Where that does not tell (another encoding, no right, a standby) the answer is yes.
+    """
+    import psycopg
+    from psycopg.sql import SQL, Literal
+
+    names = {properties.collate, properties.ctype} - {"C", "POSIX"}
+    if not names or one(connection, "select getdatabaseencoding()")[0] != properties.encoding:
+        return True
+    make = SQL("create collation pg_temp.opsctl_probe (provider = libc, lc_collate = {}, lc_ctype = {})")
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(make.format(Literal(properties.collate), Literal(properties.ctype)))
+    except psycopg.Error as error:
+        return error.sqlstate not in UNKNOWN_LOCALE
+    return True

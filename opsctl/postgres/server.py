@@ -1,11 +1,14 @@
 """One PostgreSQL server as one login sees it. The only module that opens connections and maps psycopg's errors."""
 
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from opsctl.errors import (
     ConfigurationError,
@@ -126,6 +129,7 @@ class Server:
         self._defaults = _libpq_defaults()
         self.database = params.get("dbname") or self._defaults.get("dbname") or params.get("user") or "postgres"
         self._maintenance_database = maintenance_database
+        self._open: WeakSet[Connection] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<Server {self.address}>"
@@ -189,12 +193,20 @@ class Server:
             connection = _opened(params)
         except psycopg.Error as error:
             raise self._unreachable(wanted, error) from None
+        self._open.add(connection)
         try:
             with mapped_errors(), connection:
                 _prepare(connection)
                 yield connection
         finally:
+            self._open.discard(connection)
             connection.close()
+
+    def abandon(self) -> None:
+        """Break every connection there is, from another thread: whoever waits for a server that hangs waits no more."""
+        for connection in list(self._open):
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
 
     def _unreachable(self, database: str, error: Exception) -> DatabaseUnreachable:
         reason = _connect_reason(str(error))

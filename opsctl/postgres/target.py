@@ -8,7 +8,7 @@ from opsctl.manifest import DatabaseProperties
 from opsctl.postgres.databases import apply_properties
 from opsctl.postgres.facts import read_properties
 from opsctl.postgres.live_rows import count_live
-from opsctl.postgres.requirements import missing_requirements
+from opsctl.postgres.requirements import has_locale, missing_requirements
 from opsctl.postgres.server import Server, maybe, one, rows
 from opsctl.postgres.swap import find_previous
 
@@ -66,12 +66,25 @@ class Target:
     previous: tuple[str, ...] = ()
     """What earlier swaps put aside, newest first."""
 
+    has_locale: bool = True
+    """Whether the server has the locale of the backup's database."""
+
     lacks: tuple[str, ...] = ()
     """What the backup's objects need, and this server's build or machine has not."""
 
 
-def inspect_target(server: Server, database: str, requires: tuple[str, ...] = (), *, count_rows: bool = True) -> Target:
-    """Look at the server, whether it has what is required, and, if it exists, at ``database`` and its rows."""
+def inspect_target(
+    server: Server,
+    database: str,
+    requires: tuple[str, ...],
+    properties: DatabaseProperties,
+    *,
+    count_rows: bool = True,
+) -> Target:
+    """Look at the server, whether it has what is required, and, if it exists, at ``database`` and its rows.
+
+    ``properties`` are those that a new database would get.
+    """
     info = server.info
     with server.connect(server.maintenance_database) as connection:
         return Target(
@@ -94,6 +107,7 @@ def inspect_target(server: Server, database: str, requires: tuple[str, ...] = ()
             collation_versions=_collation_versions(connection, info.major),
             standbys=_standbys(connection),
             free_bytes=_free_bytes(connection, server),
+            has_locale=has_locale(connection, properties),
             lacks=() if info.in_recovery else tuple(missing_requirements(connection, requires)),
             live=_live(connection, server, database, count_rows=count_rows),
             previous=tuple(find_previous(connection, database)),

@@ -34,23 +34,23 @@ class Docker:
         self._compose = Compose(variables)
 
     @cached_property
-    def _api(self) -> Any:
+    def api(self) -> Any:
         import docker
         from docker.utils import kwargs_from_env
 
-        with _mapped_errors("be asked for its version"):
+        with mapped_errors("be asked for its version"):
             options = kwargs_from_env(environment={"DOCKER_HOST": "", **self._variables})
             return docker.APIClient(**options, version="auto", timeout=TIMEOUT_SECONDS)
 
     def close(self) -> None:
         """Close what connections there are; they are opened again when they are needed."""
-        api = self.__dict__.pop("_api", None)
+        api = self.__dict__.pop("api", None)
         if api is not None:
             api.close()
 
     def version(self) -> str:
-        with _mapped_errors("be asked for its version"):
-            return f"Docker {self._api.version()['Version']}"
+        with mapped_errors("be asked for its version"):
+            return f"Docker {self.api.version()['Version']}"
 
     def list_services(self) -> list[Service]:
         """Every container of every compose project."""
@@ -99,8 +99,8 @@ class Docker:
         follow: bool,
         is_terminal: bool,
     ) -> Iterator[LogLine]:
-        with _mapped_errors(f"read the logs of {service.container}"):
-            chunks = self._api.logs(
+        with mapped_errors(f"read the logs of {service.container}"):
+            chunks = self.api.logs(
                 service.id,
                 stdout=stream == "stdout",
                 stderr=stream == "stderr",
@@ -119,8 +119,8 @@ class Docker:
             timeout = stop_timeout_seconds
             if timeout is None:
                 timeout = self.describe(service)["Config"].get("StopTimeout")
-            with _mapped_errors(f"restart {service.container}"):
-                self._api.restart(service.id, timeout=STOP_SECONDS if timeout is None else timeout)
+            with mapped_errors(f"restart {service.container}"):
+                self.api.restart(service.id, timeout=STOP_SECONDS if timeout is None else timeout)
 
     def drift(self, service: Service, compose_file: Path | None = None) -> Drift:
         described = self.describe(service)
@@ -135,9 +135,9 @@ class Docker:
     def _image_now(self, name: str) -> ImageNow:
         from docker.errors import NotFound
 
-        with _mapped_errors(f"describe the image {name}"):
+        with mapped_errors(f"describe the image {name}"):
             try:
-                described = self._api.inspect_image(name)
+                described = self.api.inspect_image(name)
             except NotFound:
                 return ImageNow()
             return ImageNow(described["Id"], variables_of(described))
@@ -195,7 +195,7 @@ class Docker:
         )
         execution = DockerExecution(
             self._engine,
-            f"/v{self._api.api_version}/exec/{created}/start",
+            f"/v{self.api.api_version}/exec/{created}/start",
             name=command[0].rpartition("/")[2],
             mark=mark,
             reads_input=reads_input,
@@ -205,24 +205,24 @@ class Docker:
         return execution
 
     def _exec(self, service: Service, command: Sequence[str], **options: Any) -> str:
-        with _mapped_errors(f"run a program in {service.container}"):
-            created = self._api.exec_create(service.id, list(command), **options)
+        with mapped_errors(f"run a program in {service.container}"):
+            created = self.api.exec_create(service.id, list(command), **options)
             return str(created["Id"])
 
     def _run(self, service: Service, command: Sequence[str]) -> None:
         created = self._exec(service, command)
-        with _mapped_errors(f"run a program in {service.container}"):
-            self._api.exec_start(created)  # until its end
+        with mapped_errors(f"run a program in {service.container}"):
+            self.api.exec_start(created)  # until its end
 
     @property
     def _engine(self) -> str:
         from docker.utils import parse_host
 
-        return str(parse_host(self._variables.get("DOCKER_HOST"), tls=self._api.base_url.startswith("https")))
+        return str(parse_host(self._variables.get("DOCKER_HOST"), tls=self.api.base_url.startswith("https")))
 
     def _listed(self, labels: list[str], name: str | None = None) -> list[Service]:
-        with _mapped_errors("list its containers"):
-            found = self._api.containers(all=True, filters={"label": labels})
+        with mapped_errors("list its containers"):
+            found = self.api.containers(all=True, filters={"label": labels})
         described = [self._inspected(each["Id"]) for each in found if each["Labels"].get(ONE_OFF) != "True"]
         services = [_service(each, name) for each in described if each is not None]
         return sorted(services, key=lambda service: (service.project or "", service.name, service.container))
@@ -230,16 +230,16 @@ class Docker:
     def _inspected(self, identifier: str) -> dict[str, Any] | None:
         from docker.errors import NotFound
 
-        with _mapped_errors(f"describe {identifier[:64]}"):
+        with mapped_errors(f"describe {identifier[:64]}"):
             try:
-                described: dict[str, Any] = self._api.inspect_container(identifier)
+                described: dict[str, Any] = self.api.inspect_container(identifier)
             except NotFound:
                 return None
             return described
 
 
 @contextmanager
-def _mapped_errors(doing: str) -> Iterator[None]:
+def mapped_errors(doing: str) -> Iterator[None]:
     """Errors of the SDK and of the connection under it as ours."""
     from docker.errors import APIError, DockerException
     from requests import RequestException

@@ -1,5 +1,8 @@
 """Drills of what needs an installed PostgreSQL, and of damage at hundreds of places."""
 
+import json
+import os
+import signal
 import subprocess
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -8,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from opsctl.drill import Drills
-from opsctl.drill_servers import DrillRecords, DrillServer, Throwaway
+from opsctl.drill_servers import DrillRecords, DrillServer, Scratch, Throwaway
 from opsctl.keys import Keys
 from opsctl.manifest import parse_manifest
+from opsctl.postgres.cluster import throwaway_cluster
+from opsctl.postgres.cluster_files import children
 from opsctl.postgres.server import Server
 from opsctl.postgres.tools import Tools
 from opsctl.repository import Repository
@@ -146,6 +151,61 @@ def flipped(data, place):
     changed = bytearray(data)
     changed[place] ^= 1 << place % 8
     return bytes(changed)
+
+
+def signal_all(pid, number):
+    """To a server and every process of it."""
+    for each in (pid, *children(pid)):
+        os.kill(each, number)
+
+
+def stopping(pid):
+    """A drill's ``start_progress`` that stops the server, as a full machine would, when the load begins."""
+
+    def start(label, _):
+        if label == "restoring":
+            signal_all(pid(), signal.SIGSTOP)
+        return lambda _: None
+
+    return start
+
+
+def test_a_drill_that_hangs_is_given_up(stored, tools, tmp_path, cluster):
+    """A server that stands still: unknown, with the limit named, no evidence, and nothing of it is left."""
+
+    def pid():
+        (record,) = (tmp_path / "drills").glob("*.json")
+        (file,) = Path(json.loads(record.read_text())["folder"]).glob("*/data/postmaster.pid")
+        return int(file.read_text().splitlines()[0])
+
+    place = Throwaway(cluster.binaries, DrillRecords(tmp_path), allow_superuser=True, timeout_seconds=4)
+    (found,) = Drills(lambda _: [place], tools, Keys(), now, stopping(pid)).verify([copy_of(stored)])
+
+    assert found.outcome == "unknown"
+    assert "longer than 4 seconds, the timeout_seconds of [drill]" in found.problems[0]
+    assert stored.evidence == []
+    assert list((tmp_path / "drills").iterdir()) == []
+
+
+def test_a_lent_server_that_hangs_is_let_go(run_opsctl, saas, only_backup, binaries, tools, tmp_path):
+    """It cannot be ended, so it is given up; when it goes on, the next drill takes away what was left there."""
+    assert run_opsctl("backup", url=saas.url).returncode == 0
+    copy = copy_of(only_backup(run_opsctl.work / "backups"))
+    with throwaway_cluster(binaries) as lent:
+        records = DrillRecords(tmp_path)
+        scratch = Scratch(lambda name: Server(lent.url(name)), records, tmp_path, timeout_seconds=4)
+        drills = Drills(lambda _: [scratch], tools, Keys(), now, stopping(lambda: lent.pid))
+        try:
+            (found,) = drills.verify([copy])
+        finally:
+            signal_all(lent.pid, signal.SIGCONT)
+        assert found.outcome == "unknown"
+        assert "longer than 4 seconds" in found.problems[0]
+        (record,) = (tmp_path / "drills").iterdir()
+
+        assert records.remove_leftovers(scratch.open_server) == [record.stem]
+        with Server(lent.url()).connect() as connection:
+            assert connection.execute("select datname from pg_database where datname ~ 'opsctl'").fetchall() == []
 
 
 @pytest.mark.parametrize("jobs", [1, 2], ids=["custom", "directory"])
