@@ -47,7 +47,7 @@ def only(run):
 # What a backup of theirs is worth
 
 
-@pytest.mark.parametrize("major", [15, 16, 18])
+@pytest.mark.parametrize("major", [15, 18])
 def test_every_way_back(run_opsctl, configure, cluster_of, new_database, only_backup, facts_of, need, major):
     """Encrypted and signed, copied, exported, drilled; by opsctl, and by hand in both ways that the texts give."""
     rich = new_database(cluster_of(major), "rich")
@@ -66,10 +66,10 @@ def test_every_way_back(run_opsctl, configure, cluster_of, new_database, only_ba
     backup = only_backup(run_opsctl.work / "first")
     subprocess.run(["rm", "-r", run_opsctl.work / "second"], check=True)
     assert run_opsctl("sync").returncode == 0
-    copies = run_opsctl("verify", "--json").json["result"]["backups"]
-    assert [(each["repository"], each["evidence"]) for each in copies] == [("first", "decoded"), ("second", "decoded")]
-    drilled = run_opsctl("drill", "--json").json["result"]["backups"]
-    assert {(each["outcome"], each["evidence"]) for each in drilled} == {("pass", "content")}, drilled
+    verified = only(run_opsctl("verify", "--json"))
+    assert (verified["evidence"], len(verified["repositories"])) == ("decoded", 2), verified
+    drilled = only(run_opsctl("drill", "--json"))
+    assert (drilled["outcome"], drilled["evidence"]) == ("pass", "content"), drilled
     assert "dump.tar.zst.age" in run_opsctl("show", "latest").stdout
     facts, names = facts_of(rich), []
     for jobs in (1, 4):
