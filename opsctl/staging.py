@@ -72,17 +72,23 @@ class Staging:
                         os.close(lock)
         return removed
 
+    def shortage(self, needed_bytes: int, *, doing: str) -> str | None:
+        """What is missing when ``needed_bytes`` of disk are not free; nothing is made. Raises ConfigurationError."""
+        with self._mapped():
+            there = next(each for each in (self.path, *self.path.parents) if each.exists())
+            status = os.statvfs(there)
+        free = status.f_bavail * status.f_frsize
+        if free >= needed_bytes:
+            return None
+        return f"{doing} needs about {needed_bytes:,} bytes of free disk in {self.path}, and there are {free:,}"
+
     def _require_room(self, needed_bytes: int, *, doing: str, hint: str) -> None:
         self.remove_leftovers()
         with self._mapped():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = os.statvfs(self.path)
-        free = status.f_bavail * status.f_frsize
-        if free < needed_bytes:
-            raise Refused(
-                f"{doing} needs about {needed_bytes:,} bytes of free disk in {self.path}, and there are {free:,}.",
-                hint=hint,
-            )
+        shortage = self.shortage(needed_bytes, doing=doing)
+        if shortage is not None:
+            raise Refused(f"{shortage}.", hint=hint)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
