@@ -316,7 +316,7 @@ def _dumping(plan: BackupPlan, binaries: Binaries, snapshot: Snapshot) -> Iterat
     with (
         _staging(plan).folder(
             snapshot.database_bytes,
-            doing=f"A dump with {plan.jobs} jobs",
+            doing=f"a dump with {plan.jobs} jobs",
             hint="Set staging_path in [state] to a larger disk, or leave out jobs, which needs none.",
         ) as folder,
         start(jobs=plan.jobs, folder=folder) as child,

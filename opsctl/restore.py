@@ -12,6 +12,7 @@ from opsctl.errors import (
     ConfigurationError,
     CopyDiffers,
     OpsctlError,
+    Refused,
     RestoreFailed,
     ServiceFailed,
     ServicesUnreachable,
@@ -55,7 +56,7 @@ ARCHIVE_IS_DAMAGED = (
 """pg_restore's words for an archive that is cut or broken, whatever the digests say."""
 
 SPOOLED = {
-    "doing": "A restore with several jobs, or of a signed backup,",
+    "doing": "a restore with several jobs, or of a signed backup,",
     "hint": "Set staging_path in [state] to a larger disk; --jobs 1 streams what needs no signature.",
 }
 
@@ -125,6 +126,11 @@ class Restore:
         except (ConfigurationError, ServiceFailed, ServicesUnreachable) as error:
             errors.append(error)
         errors += self.keys.obstacles(self.repository, self.manifest)
+        if self._must_spool:
+            try:
+                self._staging.require_room(self.manifest.dump.bytes, **SPOOLED)
+            except (ConfigurationError, Refused) as error:
+                errors.append(error)
         yield from (Obstacle(error.message.rstrip("."), error.hint or "") for error in errors)
         if self.options.jobs > 1 and not self.tools.reads_files:
             yield Obstacle('tools = "service" loads with one session', "Leave --jobs out.")

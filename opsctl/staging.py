@@ -39,7 +39,7 @@ class Staging:
     @contextmanager
     def folder(self, needed_bytes: int, *, doing: str, hint: str) -> Iterator[StagingFolder]:
         """A new folder, removed at the end. Raises Refused when ``needed_bytes`` of disk are not free."""
-        self._require_room(needed_bytes, doing=doing, hint=hint)
+        self._prepare(needed_bytes, doing=doing, hint=hint)
         with self._turn():
             path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.path))
             lock = _locked(path)
@@ -52,7 +52,7 @@ class Staging:
     @contextmanager
     def file(self, needed_bytes: int, *, doing: str, hint: str) -> Iterator[IO[bytes]]:
         """A new file without a name: gone however we end. Raises Refused when ``needed_bytes`` are not free."""
-        self._require_room(needed_bytes, doing=doing, hint=hint)
+        self._prepare(needed_bytes, doing=doing, hint=hint)
         with tempfile.TemporaryFile(dir=self.path) as file:
             yield file
 
@@ -72,23 +72,23 @@ class Staging:
                         os.close(lock)
         return removed
 
-    def shortage(self, needed_bytes: int, *, doing: str) -> str | None:
-        """What is missing when ``needed_bytes`` of disk are not free; nothing is made. Raises ConfigurationError."""
+    def require_room(self, needed_bytes: int, *, doing: str, hint: str) -> None:
+        """Raises Refused when ``needed_bytes`` of disk are not free, ConfigurationError where there can be no files."""
         with self._mapped():
             there = next(each for each in (self.path, *self.path.parents) if each.exists())
             status = os.statvfs(there)
         free = status.f_bavail * status.f_frsize
-        if free >= needed_bytes:
-            return None
-        return f"{doing} needs about {needed_bytes:,} bytes of free disk in {self.path}, and there are {free:,}"
+        if free < needed_bytes:
+            raise Refused(
+                f"There are {free:,} bytes of free disk in {self.path}, and {doing} needs about {needed_bytes:,}.",
+                hint=hint,
+            )
 
-    def _require_room(self, needed_bytes: int, *, doing: str, hint: str) -> None:
+    def _prepare(self, needed_bytes: int, *, doing: str, hint: str) -> None:
         self.remove_leftovers()
         with self._mapped():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shortage = self.shortage(needed_bytes, doing=doing)
-        if shortage is not None:
-            raise Refused(f"{shortage}.", hint=hint)
+        self.require_room(needed_bytes, doing=doing, hint=hint)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

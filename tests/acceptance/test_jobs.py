@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
-KILLS = 24
+KILLS = {"opsctl": 20, "pg_dump": 6}
 SEED = 20261124
 
 
@@ -84,8 +84,8 @@ def test_every_way_back(run_opsctl, configure, cluster_of, new_database, only_ba
         "PGUSER": rich.cluster.user,
     }
     need("zstd")
-    recipe = (run_opsctl.work / "first/RESTORE.txt").read_text().partition("With several sessions:\n")[2]
-    unpacked = textwrap.dedent(recipe.partition("\n\n")[2].partition("\n\n")[0])
+    recipe = (run_opsctl.work / "first/RESTORE.txt").read_text().partition("With several sessions:\n\n")[2]
+    unpacked = textwrap.dedent(recipe.partition("\n\n")[0])
     by_hand = {
         "line": backup.manifest["restore_command"].replace("DATABASE", f"{rich.name}_line"),
         "unpacked": unpacked.replace(
@@ -188,7 +188,7 @@ def processes_of(run_opsctl, name=b""):
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("victim", ["opsctl", "pg_dump"])
+@pytest.mark.parametrize("victim", list(KILLS))
 def test_killed_at_random_points(run_opsctl, configure, database, victim):
     """The program or a process of pg_dump: no backup or a whole one, no process, no file once the next run began."""
     for number in range(4):
@@ -204,7 +204,7 @@ def test_killed_at_random_points(run_opsctl, configure, database, victim):
     assert process.returncode == 0
     duration = time.monotonic() - started
     taken, left = 1, 0
-    for _ in range(KILLS):
+    for _ in range(KILLS[victim]):
         process = run_opsctl.start("backup", "--json")
         if victim == "opsctl":
             with suppress(subprocess.TimeoutExpired):
@@ -224,7 +224,7 @@ def test_killed_at_random_points(run_opsctl, configure, database, victim):
     listed = run_opsctl("list", "--json").json["result"]
     assert len(listed["backups"]) in ({taken} if victim == "pg_dump" else {taken, taken + 1})
     run = run_opsctl("backup", "--json")
-    print(f"{victim} killed {KILLS} times: {taken - 1} backups, {left} staging folders left and removed")  # noqa: T201
+    print(f"{victim} killed {KILLS[victim]} times: {taken - 1} backups, {left} staging folders left and removed")  # noqa: T201
 
     assert run.returncode == 0, run
     assert staged(spool) == []
