@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 from opsctl.postgres.binaries import Binaries, choose_server, find_binaries
@@ -36,7 +37,7 @@ server service settings shop show sign start status stop subject support team th
 user version wait week welcome window write year"""
 
 SCHEMA = """
-create table events (
+create table {table} (
     id bigint generated always as identity primary key,
     external_id uuid not null,
     company_id int not null,
@@ -46,11 +47,11 @@ create table events (
     payload jsonb not null,
     occurred_at timestamptz not null
 );
-create index on events (company_id, occurred_at);
+create index on {table} (company_id, occurred_at);
 """
 
 BATCH = """
-insert into events (external_id, company_id, kind, body, amount, payload, occurred_at)
+insert into {table} (external_id, company_id, kind, body, amount, payload, occurred_at)
 select
     gen_random_uuid(), 1 + (random() * 4000)::int, w[1 + (random() * 4)::int],
     array_to_string(array(
@@ -71,6 +72,7 @@ class Contender:
     command: list[str]
     output: Path | None
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     stored_bytes: int | None = None
 
@@ -78,11 +80,14 @@ class Contender:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gib", type=float, default=0.25, help="size of the database (default: 0.25)")
+    parser.add_argument("--tables", type=int, default=4, help="tables the rows are spread over (default: 4)")
+    parser.add_argument("--jobs", type=int, default=2, help="sessions of the backup with several (default: 2)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each command runs (default: 3)")
+    parser.add_argument("--only", default="", help="only the commands whose name has this text in it")
     parser.add_argument("--folder", type=Path, help="where server and dumps live (default: where temporary files go)")
     options = parser.parse_args()
-    if not 0 < options.gib <= LARGEST_GIB or not 0 < options.rounds <= 100:
-        parser.error(f"--gib must be between 0 and {LARGEST_GIB}, --rounds between 1 and 100")
+    if not 0 < options.gib <= LARGEST_GIB or not 0 < options.rounds <= 100 or not 0 < options.tables <= 1000:
+        parser.error(f"--gib must be between 0 and {LARGEST_GIB}, --rounds between 1 and 100, --tables up to 1000")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the contexts below: nothing is left
     binaries = choose_server(find_binaries("initdb", search_path=os.get_exec_path()), 15)
     if binaries is None or not binaries.has("pg_dump"):
@@ -90,8 +95,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="opsctl-bench-", dir=options.folder) as name:
         _require_room(Path(name), options.gib)
         with throwaway_cluster(binaries, folder=options.folder) as cluster:
-            size = _fill(cluster, int(options.gib * GIB))
-            contenders = _contenders(cluster, binaries, Path(name))
+            size = _fill(cluster, int(options.gib * GIB), options.tables)
+            contenders = _contenders(cluster, binaries, Path(name), options.jobs)
+            contenders = [each for each in contenders if options.only in each.name]
             plain_bytes = _plain_bytes(cluster, binaries)
             _say(f"PostgreSQL {binaries.version}, {size / GIB:.2f} GiB, {os.cpu_count()} processors")
             environment = {**os.environ, "OPSCTL_STATE_DIR": f"{name}/state", "DATABASE_URL": cluster.url("bench")}
@@ -109,26 +115,36 @@ def _require_room(folder: Path, gib: float) -> None:
         sys.exit(f"{folder} has {free / GIB:.1f} GiB free; {gib} GiB need about {4 * gib:.1f}. Name another --folder.")
 
 
-def _fill(cluster: Cluster, wanted: int) -> int:
+def _fill(cluster: Cluster, wanted: int, tables: int) -> int:
     _say(f"filling {wanted / GIB:.2f} GiB")
     with Server(cluster.url()).connect() as connection:
         connection.execute("create database bench")
     with Server(cluster.url("bench")).connect() as connection:
         connection.execute("set search_path = public, pg_catalog")
-        connection.execute(SCHEMA)
+        names = [f"events_{number}" for number in range(tables)]
+        for name in names:
+            connection.execute(SCHEMA.format(table=name))
         size = 0
-        while size < wanted:
-            connection.execute(BATCH, (ROWS_A_BATCH, " ".join(WORDS.split())))
+        for name in cycle(names):
+            if size >= wanted:
+                break
+            connection.execute(BATCH.format(table=name), (ROWS_A_BATCH, " ".join(WORDS.split())))
             size = int(one(connection, "select pg_database_size(current_database())")[0])
         connection.execute("vacuum analyze")
         return size
 
 
-def _contenders(cluster: Cluster, binaries: Binaries, folder: Path) -> list[Contender]:
+def _contenders(cluster: Cluster, binaries: Binaries, folder: Path, jobs: int) -> list[Contender]:
     dump = [str(binaries.path("pg_dump")), "--dbname", cluster.url("bench")]
     repository, custom, gzipped = folder / "backups", folder / "custom.dump", folder / "plain.sql.gz"
+    backup = [sys.executable, "-m", "opsctl", "backup", "--quiet"]
+    config = folder / "several.toml"
+    config.write_text(
+        f'[databases.bench]\nurl_env = "DATABASE_URL"\njobs = {jobs}\n[repositories.several]\nurl = "several"\n'
+    )
     return [
-        Contender("opsctl backup", [sys.executable, "-m", "opsctl", "backup", "--quiet"], repository),
+        Contender("opsctl backup", backup, repository),
+        Contender(f"opsctl backup, jobs = {jobs}", [*backup, "--config", str(config)], folder / "several"),
         Contender("pg_dump -Fc", [*dump, "-Fc", "--file", str(custom)], custom),
         Contender("pg_dump -Fc -Z0 > /dev/null", ["bash", "-c", '"$@" > /dev/null', "-", *dump, "-Fc", "-Z0"], None),
         Contender("pg_dump | gzip", ["bash", "-c", '"$@" | gzip > "$0"', str(gzipped), *dump], gzipped),
@@ -158,6 +174,7 @@ def _measure(contender: Contender, environment: Mapping[str, str], folder: Path)
         if process.returncode != 0:
             sys.exit(f"{contender.name} ended with exit code {process.returncode}")
         contender.seconds.append(time.perf_counter() - started)
+        contender.cpu_seconds.append(usage.ru_utime + usage.ru_stime)
         # Of the command and the children it waited for, the largest one.
         contender.peak_bytes = max(contender.peak_bytes, usage.ru_maxrss * 1024)
         contender.stored_bytes = _size(contender.output) if contender.output else None
@@ -181,13 +198,14 @@ def _size(path: Path) -> int:
 
 def _print_table(contenders: list[Contender], plain_bytes: int) -> None:
     print(f"\n{plain_bytes / GIB:.3f} GiB dumped, median of {len(contenders[0].seconds)}:\n")
-    print("| command | seconds | ratio | largest process |")
-    print("|---|---:|---:|---:|")
+    print("| command | seconds | its own processor seconds | ratio | largest process |")
+    print("|---|---:|---:|---:|---:|")
     for each in contenders:
         ratio = f"{plain_bytes / each.stored_bytes:.1f}" if each.stored_bytes else "-"
         peak = f"{each.peak_bytes / (1 << 20):.0f} MiB"
         name = each.name.replace("|", r"\|")
-        print(f"| `{name}` | {statistics.median(each.seconds):.1f} | {ratio} | {peak} |")
+        seconds, cpu = statistics.median(each.seconds), statistics.median(each.cpu_seconds)
+        print(f"| `{name}` | {seconds:.1f} | {cpu:.1f} | {ratio} | {peak} |")
 
 
 def _say(text: str) -> None:

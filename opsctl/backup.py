@@ -2,7 +2,6 @@
 
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
@@ -20,13 +19,14 @@ from opsctl.encryption import SUFFIX, Recipients
 from opsctl.errors import DumpFailed, LockHeld, OpsctlError, Refused
 from opsctl.manifest import Encryption, Facts, Manifest, StoredFile, backup_id
 from opsctl.postgres.binaries import Binaries
+from opsctl.postgres.counting import Counting
 from opsctl.postgres.directory_format import packed
 from opsctl.postgres.facts import FactsLevel
 from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server
-from opsctl.postgres.snapshot import Snapshot, count_in_snapshot, open_snapshot
+from opsctl.postgres.snapshot import Snapshot, open_snapshot
 from opsctl.postgres.swap import remove_leftovers
-from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables, schema_digest
+from opsctl.postgres.tools import Child, ContentsReader, Tools, schema_digest
 from opsctl.repository import Repository, segment
 from opsctl.signing import SigningKey
 from opsctl.staging import SPOOL, Staging
@@ -316,7 +316,7 @@ def _dumping(plan: BackupPlan, binaries: Binaries, snapshot: Snapshot) -> Iterat
     with (
         _staging(plan).folder(
             snapshot.database_bytes,
-            doing=f"A dump with {plan.jobs} jobs",
+            doing=f"a dump with {plan.jobs} jobs",
             hint="Set staging_path in [state] to a larger disk, or leave out jobs, which needs none.",
         ) as folder,
         start(jobs=plan.jobs, folder=folder) as child,
@@ -342,7 +342,7 @@ def _stored(
     ):
         contents, schema = ContentsReader(lister), ContentsReader(writing)
         sql = in_background(schema.listing)
-        counting = _Counting(snapshot, contents)
+        counting = Counting(snapshot, contents)
         try:
             passing = _passing(chunks, contents, schema)
             stored = store(name, passing, writer, plan.compression, advance, plan.recipients)
@@ -360,37 +360,6 @@ class _Outrun(LockHeld):
 
     Only our letting go gets both on. A pg_dump of one session keeps the locks it has, and is not troubled.
     """
-
-
-class _Counting:
-    """Counts the dumped tables in a thread, as soon as the archive's contents are known."""
-
-    def __init__(self, snapshot: Snapshot, contents: ContentsReader) -> None:
-        self._snapshot = snapshot
-        self._contents = contents
-        self._facts: Facts | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="facts", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            tables = dumped_tables(self._contents.listing())
-            self._facts = count_in_snapshot(self._snapshot, tables)
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-            self._error = error
-
-    def result(self) -> Facts:
-        self._thread.join()
-        if self._facts is None:
-            raise self._error or RuntimeError("counting ended without a result")
-        return self._facts
-
-    def cancel(self) -> None:
-        """End the query that runs; the connection is of no use afterwards."""
-        self._contents.end()
-        self._snapshot.connection.cancel()
-        self._thread.join(timeout=10)
 
 
 def _passing(chunks: Iterable[bytes], *readers: ContentsReader) -> Iterator[bytes]:

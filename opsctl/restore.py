@@ -56,7 +56,7 @@ ARCHIVE_IS_DAMAGED = (
 """pg_restore's words for an archive that is cut or broken, whatever the digests say."""
 
 SPOOLED = {
-    "doing": "A restore with several jobs, or of a signed backup,",
+    "doing": "a restore with several jobs, or of a signed backup,",
     "hint": "Set staging_path in [state] to a larger disk; --jobs 1 streams what needs no signature.",
 }
 
@@ -134,7 +134,7 @@ class Restore:
         if self._must_spool:
             try:
                 self._staging.require_room(self.manifest.dump.bytes, **SPOOLED)
-            except (Refused, ConfigurationError) as error:
+            except (ConfigurationError, Refused) as error:
                 errors.append(error)
         yield from (Obstacle(error.message.rstrip("."), error.hint or "") for error in errors)
         if self.options.jobs > 1 and not self.tools.reads_files:

@@ -39,7 +39,7 @@ class Staging:
     @contextmanager
     def folder(self, needed_bytes: int, *, doing: str, hint: str) -> Iterator[StagingFolder]:
         """A new folder, removed at the end. Raises Refused when ``needed_bytes`` of disk are not free."""
-        self.require_room(needed_bytes, doing=doing, hint=hint)
+        self._prepare(needed_bytes, doing=doing, hint=hint)
         with self._turn():
             path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.path))
             lock = _locked(path)
@@ -52,22 +52,9 @@ class Staging:
     @contextmanager
     def file(self, needed_bytes: int, *, doing: str, hint: str) -> Iterator[IO[bytes]]:
         """A new file without a name: gone however we end. Raises Refused when ``needed_bytes`` are not free."""
-        self.require_room(needed_bytes, doing=doing, hint=hint)
+        self._prepare(needed_bytes, doing=doing, hint=hint)
         with tempfile.TemporaryFile(dir=self.path) as file:
             yield file
-
-    def require_room(self, needed_bytes: int, *, doing: str, hint: str) -> None:
-        """Raises Refused when ``needed_bytes`` are not free, ConfigurationError when the place cannot be used."""
-        self.remove_leftovers()
-        with self._mapped():
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = os.statvfs(self.path)
-        free = status.f_bavail * status.f_frsize
-        if free < needed_bytes:
-            raise Refused(
-                f"{doing} needs about {needed_bytes:,} bytes of free disk in {self.path}, and there are {free:,}.",
-                hint=hint,
-            )
 
     def remove_leftovers(self) -> list[str]:
         """Remove what killed runs have left, and name it; what others work in stays."""
@@ -84,6 +71,24 @@ class Staging:
                     finally:
                         os.close(lock)
         return removed
+
+    def require_room(self, needed_bytes: int, *, doing: str, hint: str) -> None:
+        """Raises Refused when ``needed_bytes`` of disk are not free, ConfigurationError where there can be no files."""
+        with self._mapped():
+            there = next(each for each in (self.path, *self.path.parents) if each.exists())
+            status = os.statvfs(there)
+        free = status.f_bavail * status.f_frsize
+        if free < needed_bytes:
+            raise Refused(
+                f"There are {free:,} bytes of free disk in {self.path}, and {doing} needs about {needed_bytes:,}.",
+                hint=hint,
+            )
+
+    def _prepare(self, needed_bytes: int, *, doing: str, hint: str) -> None:
+        self.remove_leftovers()
+        with self._mapped():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.require_room(needed_bytes, doing=doing, hint=hint)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -47,3 +47,18 @@ def test_what_cannot_be_is_refused(run_opsctl, configure, database):
     assert inside.returncode == 10, inside
     assert "jobs" in inside.json["error"]["message"]
     assert not any(path.is_file() for path in run_opsctl.work.glob("backups/*/**/*"))
+
+
+def test_the_plan_looks_at_the_disk(run_opsctl, stored, database):
+    """What does not fit beside the state is said before anything is made: only one session streams."""
+    (run_opsctl.work / "opsctl.toml").write_text(
+        f'[databases."{stored.manifest["database"]}"]\nurl = "{database.url}"\n'
+    )
+    dump, *others = stored.manifest["files"]
+    stored.rewrite(files=[{**dump, "bytes": 10**18}, *others])
+    run = run_opsctl("restore", "latest", "--into", f"{database.name}_copy", "--jobs", "2", "--plan", "--json")
+
+    assert run.returncode == 16, run
+    blockers = run.json["result"]["plan"]["blockers"]
+    assert ["free disk in" in blocker for blocker in map(str, blockers)] == [True]
+    assert not (run_opsctl.state / "spool").exists()

