@@ -48,7 +48,7 @@ def test_what_the_machine_lacks_is_known_before_anything_is_made(run_opsctl, sto
     ]
     url = cluster.url(stored.manifest["database"])
     no_locale = run_opsctl("restore", "latest", "--plan", "--json", url=url)
-    stored.rewrite(files=files, database_bytes=1)
+    stored.rewrite(files=files, facts=facts, database_bytes=1)
     no_room = run_opsctl("restore", "latest", "--plan", "--jobs", "2", "--json", url=url)
 
     (locale,) = no_locale.json["result"]["plan"]["obstacles"]
