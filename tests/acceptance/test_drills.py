@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import subprocess
+from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -208,41 +210,53 @@ def test_a_lent_server_that_hangs_is_let_go(run_opsctl, saas, only_backup, binar
             assert connection.execute("select datname from pg_database where datname ~ 'opsctl'").fetchall() == []
 
 
-@pytest.mark.parametrize("jobs", [1, 2], ids=["custom", "directory"])
-def test_every_hidden_flip_that_changes_something(
-    run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_path, jobs
-):
-    """500 single bits of the dump, every digest made to fit: decoding or restoring tells of each that matters.
+@pytest.fixture(params=[1, 2], ids=["custom", "directory"])
+def hidden(request, run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_path):
+    """``hidden.plain``, a dump, and ``hidden.found(changed)``: what tells of other bytes in its place.
 
-    What matters is what pg_restore makes of the archive, remarks apart. Half of them go into
-    definitions and small rows, half anywhere.
+    Every digest is made to fit. What matters is what pg_restore makes of the archive, remarks apart.
     """
-    back_up(rich, "content", jobs=jobs)
+    back_up(rich, "content", jobs=request.param)
     stored = only_backup(run_opsctl.work / "backups")
     plain = stored.plain_dump()
     before = as_text(cluster.binaries, plain)
     drills = Drills(lambda _: [Here(cluster, tmp_path)], tools, Keys(), now, no_progress)
-    caught = {"decoded": 0, "restored": 0, "harmless": 0}
-    small = plain.index(b"long long")
-    places = [(number // 2) * 2 * (len(plain), small)[number % 2] // FLIPS for number in range(FLIPS)]
-    for number, place in enumerate(places):
-        changed = flipped(plain, place)
+
+    def found(changed):
         stored.replace_dump(changed)
         repository, manifest = copy_of(stored)
         decoded = verify_backup(manifest, repository, tools, Keys(), clock=now, start_progress=no_progress)
-        is_harmless = as_text(cluster.binaries, changed) == before
         if decoded.outcome == "fail":
-            caught["decoded"] += 1
-        elif is_harmless:
-            caught["harmless"] += 1
-        else:
-            (found,) = drills.verify([(repository, manifest)])
-            # Some values can be written in two ways: " .5" is 0.5.
-            same = found.outcome == "pass" and as_restored(cluster, changed) == as_restored(cluster, plain)
-            assert same or found.outcome == "fail", (number, found)
-            caught["harmless" if same else "restored"] += 1
-    assert sum(caught.values()) == FLIPS
+            return "decoded"
+        if as_text(cluster.binaries, changed) == before:
+            return "harmless"
+        (drilled,) = drills.verify([(repository, manifest)])
+        # Some values can be written in two ways: " .5" is 0.5.
+        same = drilled.outcome == "pass" and as_restored(cluster, changed) == as_restored(cluster, plain)
+        assert same or drilled.outcome == "fail", drilled
+        return "harmless" if same else "restored"
+
+    return SimpleNamespace(plain=plain, found=found)
+
+
+def test_every_hidden_flip_that_changes_something(hidden):
+    """500 single bits of the dump: decoding or restoring tells of each that matters.
+
+    Half of them go into definitions and small rows, half anywhere.
+    """
+    small = hidden.plain.index(b"long long")
+    places = [(number // 2) * 2 * (len(hidden.plain), small)[number % 2] // FLIPS for number in range(FLIPS)]
+    caught = Counter(hidden.found(flipped(hidden.plain, place)) for place in places)
+    print(f"{FLIPS} hidden flips: {dict(caught)}")  # noqa: T201
     assert caught["restored"] > FLIPS / 4, caught
+
+
+def test_every_hidden_cut(hidden):
+    """200 truncations of the dump: decoding tells of each that loses anything."""
+    end = len(hidden.plain)
+    caught = Counter(hidden.found(hidden.plain[: number * end // CUTS]) for number in range(CUTS))
+    print(f"{CUTS} hidden cuts: {dict(caught)}")  # noqa: T201
+    assert caught["decoded"] >= CUTS - 2, caught
 
 
 def as_restored(cluster, archive):
