@@ -112,16 +112,9 @@ class Restore:
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
-        target = inspect_target(
-            self.server,
-            self.database,
-            self.manifest.facts.requires,
-            self._own_properties,
-            count_rows=not self.options.into,
-        )
         facts = self.facts
         count_rows = not self.options.into or self.options.data_only
-        target = inspect_target(self.server, self.database, facts.requires, count_rows=count_rows)
+        target = inspect_target(self.server, self.database, facts.requires, self._own_properties, count_rows=count_rows)
         options = replace(self.options, replica_count=len(self.swap_settings.replicas))
         planned = plan_restore(
             replace(self.manifest, facts=facts),
