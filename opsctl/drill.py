@@ -175,8 +175,7 @@ class Drills:
                 reasons.append(f"{candidate.description}: {reason.rstrip('.')}")
             else:
                 return result
-        major = manifest.server_version.split(".")[0]
-        none = (f"there is no server of PostgreSQL {major} or newer here to drill on",)
+        none = (f"there is no server of PostgreSQL {manifest.server_major} or newer here to drill on",)
         return _Result("unknown", None, tuple(reasons) or none)
 
     def _on(self, server: DrillServer, repository: Repository, manifest: Manifest, description: str) -> _Result:
@@ -305,7 +304,7 @@ def _is_the_backups(message: str, manifest: Manifest, major: int) -> bool:
     """Whether a load failed because of the backup: else because of the server, its version or the login's rights."""
     if OF_THE_MACHINE.search(message) or OF_THE_RIGHTS.search(message):
         return False
-    return OF_THE_DATA.search(message) is not None or major == int(manifest.server_version.split(".")[0])
+    return OF_THE_DATA.search(message) is not None or major == manifest.server_major
 
 
 def _is_expected(value: Any, expected: bool | float | str) -> bool:

@@ -261,7 +261,7 @@ def _clear(folder: Path, forget: Callable[[], None]) -> None:
 
 def needed_roles(facts: Facts) -> set[str]:
     """The roles a restore needs."""
-    roles = {*facts.roles, facts.database.owner, *facts.database.grantees}
+    roles = {*facts.roles, *facts.database.grantees, *([facts.database.owner] if facts.database.owner else [])}
     return roles | {setting.role for setting in facts.database.settings if setting.role}
 
 
@@ -373,6 +373,5 @@ def drill_settings(max_memory_bytes: int | None) -> dict[str, str]:
 
 def throwaways(found: Sequence[Binaries], manifest: Manifest) -> list[Binaries]:
     """The servers that could take a backup: of its own major version first, then newer ones."""
-    own = int(manifest.server_version.split(".")[0])
-    fitting = [each for each in found if each.major >= own and each.has("postgres", "initdb")]
+    fitting = [each for each in found if each.major >= manifest.server_major and each.has("postgres", "initdb")]
     return sorted(fitting, key=lambda each: each.major)

@@ -2,14 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import BinaryIO, Protocol
 
 from opsctl.encryption import HEAD_BYTES, IDENTITY_HINT, Identities, opens
 from opsctl.errors import ConfigurationError, OpsctlError, Refused
-from opsctl.manifest import Manifest
-from opsctl.repository import Repository
+from opsctl.manifest import Manifest, StoredFile
 from opsctl.signing import signature_problem
 
 LONGEST_RECIPIENT = 120
+
+
+class Source(Protocol):
+    """Where a dump is read from: a repository, or a file that somebody made without opsctl."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, manifest: Manifest, file: StoredFile) -> BinaryIO: ...
+
+    def reread(self, manifest: Manifest) -> tuple[bytes, Manifest]: ...
 
 
 class Keys:
@@ -29,12 +40,12 @@ class Keys:
         """The configured identities. Raises ConfigurationError when they cannot be read."""
         return self._read_identities()
 
-    def require(self, repository: Repository, manifest: Manifest) -> None:
+    def require(self, repository: Source, manifest: Manifest) -> None:
         """Raises Refused and ConfigurationError unless the backup may be trusted and can be opened."""
         self.require_signature(repository, manifest)
         self.require_identity(repository, manifest)
 
-    def obstacles(self, repository: Repository, manifest: Manifest) -> Iterator[OpsctlError]:
+    def obstacles(self, repository: Source, manifest: Manifest) -> Iterator[OpsctlError]:
         """What of :meth:`require` a restore would end with, for its plan."""
         for check in (self.require_signature, self.require_identity):
             try:
@@ -42,7 +53,7 @@ class Keys:
             except (Refused, ConfigurationError) as error:
                 yield error
 
-    def trusts(self, repository: Repository, manifest: Manifest) -> bool:
+    def trusts(self, repository: Source, manifest: Manifest) -> bool:
         """Whether :meth:`require_signature` passes; a copy that cannot be looked at is not trusted."""
         try:
             self.require_signature(repository, manifest)
@@ -50,7 +61,7 @@ class Keys:
             return False
         return True
 
-    def require_signature(self, repository: Repository, manifest: Manifest) -> None:
+    def require_signature(self, repository: Source, manifest: Manifest) -> None:
         """Look at the manifest in the repository itself, as it is now. Raises Refused."""
         if not self.trusted:
             return
@@ -64,7 +75,7 @@ class Keys:
                 hint="Who may write to that repository? Another repository may hold the backup as it was taken.",
             )
 
-    def require_identity(self, repository: Repository, manifest: Manifest) -> None:
+    def require_identity(self, repository: Source, manifest: Manifest) -> None:
         """Raises ConfigurationError, with the backup's recipients, when no identity opens it.
 
         The manifest tells; where it does not, the beginning of the dump is read.

@@ -38,8 +38,10 @@ class SequenceFacts:
 
 @dataclass(frozen=True)
 class ExtensionFacts:
+    """``version`` is ``None`` where only the dump is known, which does not tell it."""
+
     name: str
-    version: str
+    version: str | None
     schema: str
 
 
@@ -54,13 +56,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class DatabaseProperties:
-    """What hangs on the database itself and pg_dump without ``-C`` does not carry."""
+    """What hangs on the database itself and pg_dump without ``-C`` does not carry.
 
-    owner: str
+    Of an imported dump only the encoding it is written in is known; owner and locale are ``None``.
+    """
+
+    owner: str | None
     encoding: str
-    locale_provider: str
-    collate: str
-    ctype: str
+    locale_provider: str | None
+    collate: str | None
+    ctype: str | None
     locale: str | None
     collation_version: str | None
     acl: tuple[str, ...] | None
@@ -144,6 +149,23 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class Imported:
+    """Where an imported dump comes from: the file as it was given, and where its time was taken from.
+
+    ``section`` is the database that a file of ``pg_dump --create`` or ``pg_dumpall`` connects to; else it is empty.
+    """
+
+    file: str
+    file_bytes: int
+    file_sha256: str
+    at: datetime
+    dated_by: Literal["name", "header", "modified"]
+    section: str = ""
+    unknown: tuple[str, ...] = ()
+    """What a backup of opsctl would know, in words."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The record of one backup; it exists exactly when the backup does."""
 
@@ -169,6 +191,9 @@ class Manifest:
     excluded_tables: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    imported: Imported | None = None
+    """Set where the dump was not taken by opsctl."""
+
     schema: int = SCHEMA
 
     @property
@@ -190,10 +215,21 @@ class Manifest:
 
     @property
     def pg_dump_major(self) -> int:
-        return int(self.pg_dump_version.split(".")[0])
+        """0 where an imported dump does not tell."""
+        return _major(self.pg_dump_version)
+
+    @property
+    def server_major(self) -> int:
+        """0 where an imported dump does not tell."""
+        return _major(self.server_version)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, default=_iso).encode("utf-8", "surrogateescape")
+
+
+def _major(version: str) -> int:
+    match = re.match(r"\d+", version)
+    return int(match[0]) if match else 0
 
 
 def parse_manifest(data: bytes, *, where: str) -> Manifest:

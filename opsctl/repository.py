@@ -68,6 +68,8 @@ program age and the identity of one of them, an age identity or an OpenSSH key, 
         | pg_restore --exit-on-error --dbname=restored
     age --decrypt --identity KEY globals.sql.zst.age | zstd --decompress --stdout | less
 
+A dump.sql.zst is plain SQL that was imported: psql --set=ON_ERROR_STOP=1 in place of pg_restore.
+
 pg_restore must be at least as new as the pg_dump in manifest.json ("pg_dump_version").
 """
 

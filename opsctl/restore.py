@@ -1,12 +1,16 @@
 """Restore: plan → staging database → checked → swapped in one transaction."""
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
+from opsctl.dumps.script import Excerpt, Script
+from opsctl.dumps.selection import Selected
 from opsctl.errors import (
     BackupDamaged,
     ConfigurationError,
@@ -17,9 +21,9 @@ from opsctl.errors import (
     ServiceFailed,
     ServicesUnreachable,
 )
-from opsctl.keys import Keys
+from opsctl.keys import Keys, Source
 from opsctl.manifest import DatabaseProperties, Facts, Manifest
-from opsctl.postgres.binaries import Binaries
+from opsctl.postgres.binaries import Binaries, knows_restrict
 from opsctl.postgres.databases import (
     apply_properties,
     create_staging,
@@ -35,10 +39,9 @@ from opsctl.postgres.swap import Swap, Swapped, end_standby_sessions, execute_sw
 from opsctl.postgres.target import inspect_target
 from opsctl.postgres.tools import Child, Tools
 from opsctl.postgres.writes import read_counters
-from opsctl.repository import Repository
 from opsctl.restore_plan import ExpectedTime, Obstacle, RestoreOptions, RestorePlan, plan_restore
 from opsctl.staging import SPOOL, Staging
-from opsctl.stream import Advance, check_stored, load
+from opsctl.stream import READ_BYTES, Advance, Packing, check_stored, load
 from opsctl.swap_record import record_swap
 
 ARCHIVE_IS_DAMAGED = (
@@ -89,7 +92,7 @@ class Restore:
     """A restore that was asked for: from where, to where, and how."""
 
     manifest: Manifest
-    repository: Repository
+    repository: Source
     server: Server
     database: str
     options: RestoreOptions
@@ -102,19 +105,19 @@ class Restore:
     """Whether the stored dump was hashed a moment ago."""
     staging: Staging | None = None
     """Where an archive lies that cannot be loaded while it is read."""
+    packing: Packing | None = None
+    """How it is compressed, where opsctl did not write it."""
+    part: Selected | None = None
+    """What of it is restored, where that is not all."""
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
-        target = inspect_target(
-            self.server,
-            self.database,
-            self.manifest.facts.requires,
-            self._own_properties,
-            count_rows=not self.options.into,
-        )
+        facts = self.facts
+        count_rows = not self.options.into or self.options.data_only
+        target = inspect_target(self.server, self.database, facts.requires, self._own_properties, count_rows=count_rows)
         options = replace(self.options, replica_count=len(self.swap_settings.replicas))
-        return plan_restore(
-            self.manifest,
+        planned = plan_restore(
+            replace(self.manifest, facts=facts),
             target,
             options,
             database=self.database,
@@ -122,6 +125,17 @@ class Restore:
             other_obstacles=self._obstacles(),
             expected=self.expected,
         )
+        if self.part is None:
+            return planned
+        fire = "triggers fire while the rows come in: only a superuser can hold them off"
+        does_fire = self.options.data_only and not self._holds_off_triggers
+        warnings = (*planned.warnings, *([fire] if does_fire else []))
+        return replace(planned, along=self.part.along, missing=self.part.missing, warnings=warnings)
+
+    @property
+    def facts(self) -> Facts:
+        """What the copy is compared with."""
+        return self.part.restricted(self.manifest.facts) if self.part else self.manifest.facts
 
     def _obstacles(self) -> Iterator[Obstacle]:
         """Why the backup cannot be read here, or may not be trusted."""
@@ -139,10 +153,19 @@ class Restore:
         yield from (Obstacle(error.message.rstrip("."), error.hint or "") for error in errors)
         if self.options.jobs > 1 and not self.tools.reads_files:
             yield Obstacle('tools = "service" loads with one session', "Leave --jobs out.")
+        if self.part and not self.tools.reads_files:
+            yield Obstacle('tools = "service" restores backups as a whole', "Restore all of it --into a database.")
+        if self._is_script:
+            if self.options.jobs > 1:
+                yield Obstacle("a plain dump is loaded with one session", "Leave --jobs out.")
+            if self.options.in_place:
+                yield Obstacle("a plain dump cannot take the place of what is there", "Leave --in-place out.")
 
     @property
     def binaries(self) -> Binaries:
-        """The pg_restore that suits archive and server. Raises ConfigurationError."""
+        """The pg_restore, or psql, that suits dump and server. Raises ConfigurationError."""
+        if self._is_script:
+            return self.tools.for_script(self.server.info.major)
         return self.tools.for_restore(archive_major=self.manifest.pg_dump_major, server_major=self.server.info.major)
 
     def execute(
@@ -192,7 +215,10 @@ class Restore:
             try:
                 # The backup's encoding and locale, the live database's owner.
                 owner = self.server.info.user if self._owner_falls_away(plan) else plan.properties.owner
-                create_staging(connection, staging, replace(self._own_properties, owner=owner))
+                own = self._own_properties
+                if own.collate is None:  # nobody knows: the live database's, or the server's default
+                    own = plan.properties
+                create_staging(connection, staging, replace(own, owner=owner))
                 properties = replace(plan.properties, acl=None) if self.options.no_privileges else plan.properties
                 privileges = grants(connection, staging, properties)
                 refused = apply_properties(connection, staging, properties, rehearse=True)
@@ -215,6 +241,10 @@ class Restore:
         )
 
     @property
+    def _is_script(self) -> bool:
+        return self.manifest.format == "plain"
+
+    @property
     def _own_properties(self) -> DatabaseProperties:
         properties = self.manifest.facts.database
         return replace(properties, collate="C", ctype="C") if self.options.c_locale else properties
@@ -234,6 +264,9 @@ class Restore:
         return swap_with_hooks(self.server, swap, self.swap_settings, self.tools)
 
     def _load(self, database: str, advance: Advance, flags: list[str]) -> None:
+        if self._is_script:
+            self._run_script(database, advance)
+            return
         binaries = self.binaries
         options = self.options
         flags = [
@@ -242,15 +275,19 @@ class Restore:
             *(["--no-privileges"] if options.no_privileges else []),
             *(["--no-tablespaces"] if options.no_tablespaces else []),
             *([f"--role={options.role}"] if options.role else []),
+            *(["--data-only", "--disable-triggers"] if self._holds_off_triggers else []),
         ]
         with self.repository.open(self.manifest, self.manifest.dump) as file:
             identities = self.keys.identities if self.manifest.encryption else None
-            chunks = load(self.manifest.dump, file, advance, identities)
-            load_into = partial(self.tools.restore, binaries, self.server, database, flags=flags, jobs=options.jobs)
+            chunks = load(self.manifest.dump, file, advance, identities, packing=self.packing)
+            use_list = self.part.use_list if self.part else None
+            load_into = partial(
+                self.tools.restore, binaries, self.server, database, flags=flags, jobs=options.jobs, use_list=use_list
+            )
             if not self._must_spool:
                 with load_into() as child:
                     _feed(child, chunks)
-            elif self.manifest.format == "directory" and options.jobs > 1:
+            elif self.manifest.format == "directory" and (options.jobs > 1 or self._is_reordered):
                 with self._staging.folder(self.manifest.dump.bytes, **SPOOLED) as folder:
                     unpack(chunks, folder.path)
                     with load_into(folder=folder) as child:
@@ -263,13 +300,56 @@ class Restore:
                     with load_into(archive=archive) as child:
                         _require_success(child)
 
+    def _run_script(self, database: str, advance: Advance) -> None:
+        """What of a plain dump is about this database, through psql, which takes none of its own commands meanwhile."""
+        options, binaries = self.options, self.binaries
+        in_one_transaction = database == self.database  # nothing else would take back a half
+        script = Script(
+            Excerpt(
+                section=self.manifest.imported.section if self.manifest.imported else "",
+                no_owner=options.no_owner,
+                no_privileges=options.no_privileges,
+                no_tablespaces=options.no_tablespaces,
+                in_one_transaction=in_one_transaction,
+            )
+        )
+        identities = self.keys.identities if self.manifest.encryption else None
+        with self.repository.open(self.manifest, self.manifest.dump) as file, ExitStack() as cleanup:
+            chunks = load(self.manifest.dump, file, advance, identities, packing=self.packing)
+            if self._must_spool:
+                spooled = cleanup.enter_context(self._staging.file(self.manifest.dump.bytes, **SPOOLED))
+                spooled.writelines(chunks)
+                spooled.seek(0)
+                chunks = iter(lambda: spooled.read(READ_BYTES), b"")
+            child = cleanup.enter_context(
+                self.tools.run_script(binaries, self.server, database, in_one_transaction=in_one_transaction)
+            )
+            _feed(child, chain(self._preamble(binaries), script.run(chunks)))
+
+    def _preamble(self, binaries: Binaries) -> Iterator[bytes]:
+        if knows_restrict(binaries):
+            yield f"\\restrict {secrets.token_hex(16)}\n".encode()
+        if self.options.role:
+            quoted = self.options.role.replace('"', '""')
+            yield f'SET ROLE "{quoted}";\n'.encode()
+
+    @property
+    def _holds_off_triggers(self) -> bool:
+        """Rows are as they were dumped: what a trigger made of them is among them. Only a superuser may do that."""
+        return self.options.data_only and self.server.info.is_superuser
+
     @property
     def _must_spool(self) -> bool:
         """Several sessions read files; and nothing of a signed backup runs before all of it was seen to be it.
 
         The storage could hand out one dump to be hashed and another one to be loaded.
         """
-        return self.options.jobs > 1 or bool(self.keys.trusted)
+        return self.options.jobs > 1 or bool(self.keys.trusted) or self._is_reordered
+
+    @property
+    def _is_reordered(self) -> bool:
+        """Whether the archive is not read from its beginning to its end."""
+        return self.part is not None and self.part.is_reordered
 
     @property
     def _staging(self) -> Staging:
@@ -277,7 +357,7 @@ class Restore:
 
     def _check(self, database: str) -> tuple[str, list[str]]:
         """Compare the copy with the facts and gather its statistics; the evidence that this is, and remarks."""
-        facts: Facts = self.manifest.facts
+        facts = self.facts
         with self.server.connect(database) as connection:
             differences = compare(facts, present_facts(connection, database, facts.level))
             if differences:

@@ -40,6 +40,9 @@ class RestoreOptions:
     role: str | None = None
     jobs: int = 1
     accept_unknown_disk: bool = False
+    data_only: bool = False
+    """Fill empty tables of a database that exists."""
+
     replica_count: int = 0
     """Standbys whose sessions can be ended, because ``replica_urls`` names them."""
 
@@ -104,6 +107,10 @@ class RestorePlan:
     properties: DatabaseProperties
     obstacles: tuple[Obstacle, ...]
     warnings: tuple[str, ...]
+    along: tuple[str, ...] = ()
+    """What comes with the part that is restored."""
+    missing: tuple[str, ...] = ()
+    """What is left out of it although it belongs to it."""
 
     @property
     def blockers(self) -> tuple[str, ...]:
@@ -153,7 +160,7 @@ def plan_restore(
     live = target.live
     mode = _mode(live, options)
     obstacles = [*_server_obstacles(manifest, target, mode), *_login_obstacles(manifest, target, options, mode)]
-    obstacles += [*_mode_obstacles(live, mode, options), *other_obstacles]
+    obstacles += [*_mode_obstacles(manifest, live, mode, options), *other_obstacles]
     disk_obstacle, disk_warning = _disk(manifest, target, options)
     replaced = live if mode in {"swap", "in_place"} else None
     warnings = [*([disk_warning] if disk_warning else []), *_remarks(manifest, target, options, mode)]
@@ -189,10 +196,27 @@ def _mode(live: LiveDatabase | None, options: RestoreOptions) -> Mode:
     return "fill" if options.into else "swap"
 
 
-def _mode_obstacles(live: LiveDatabase | None, mode: Mode, options: RestoreOptions) -> Iterator[Obstacle]:
+def _filling_obstacles(manifest: Manifest, live: LiveDatabase | None) -> Iterator[Obstacle]:
+    """Rows alone go into tables that are there, and empty: else they would mix with others'."""
+    if live is None:
+        yield Obstacle("there is no database of that name, and --data-only makes no tables", "Leave --data-only out.")
+        return
+    for table in manifest.facts.tables:
+        name = f"{table.schema}.{table.name}"
+        if (table.schema, table.name) not in live.rows:
+            yield Obstacle(f"there is no table {name} in that database", "--schema-only makes it.")
+        elif live.rows[table.schema, table.name] != 0:
+            yield Obstacle(f"table {name} is not empty", "TRUNCATE it, or restore into another database.")
+
+
+def _mode_obstacles(
+    manifest: Manifest, live: LiveDatabase | None, mode: Mode, options: RestoreOptions
+) -> Iterator[Obstacle]:
     if mode == "in_place" and live is None:
         yield Obstacle("there is no live database to restore into", "Leave --in-place out: the database is created.")
-    if mode == "fill" and live is not None and not live.is_empty:
+    if options.data_only:
+        yield from _filling_obstacles(manifest, live)
+    elif mode == "fill" and live is not None and not live.is_empty:
         yield Obstacle("a database of that name exists already, and it is not empty", "--into another name.")
     if mode in {"fill", "in_place"} and options.jobs > 1:
         yield Obstacle(
@@ -206,7 +230,7 @@ def _server_obstacles(manifest: Manifest, target: Target, mode: Mode) -> Iterato
     properties = manifest.facts.database
     if target.in_recovery:
         yield Obstacle("the server is a standby: it takes no writes", "Restore on its primary.")
-    if target.major < SETS_TRANSACTION_TIMEOUT <= manifest.pg_dump_major:
+    if manifest.format != "plain" and target.major < SETS_TRANSACTION_TIMEOUT <= manifest.pg_dump_major:
         yield Obstacle(
             f"the archive was written by pg_dump {manifest.pg_dump_major}, whose commands a server of version"
             f" {target.major} does not know",
@@ -218,13 +242,13 @@ def _server_obstacles(manifest: Manifest, target: Target, mode: Mode) -> Iterato
                 "the login may not create databases",
                 "ALTER ROLE … CREATEDB; without that: --into an existing empty database, or --in-place.",
             )
-        if properties.locale_provider not in target.locale_providers:
+        if properties.locale_provider not in {None, *target.locale_providers}:
             yield Obstacle(
                 f"the server has no {properties.locale_provider} locales",
                 f"Restore into a server built with {properties.locale_provider}: --to URL.",
             )
         if not target.has_locale:
-            names = " and ".join(sorted({properties.collate, properties.ctype}))
+            names = " and ".join(sorted({str(properties.collate), str(properties.ctype)}))
             yield Obstacle(
                 f"the server has no locale {names}",
                 "Install it on the server's machine (locale-gen) and restart the server, or --to URL.",
@@ -236,8 +260,9 @@ def _server_obstacles(manifest: Manifest, target: Target, mode: Mode) -> Iterato
         )
     for extension in manifest.facts.extensions:
         if extension.name not in target.available_extensions:
+            version = f" {extension.version}" if extension.version else ""
             yield Obstacle(
-                f"extension {extension.name} {extension.version} is not installed on the server",
+                f"extension {extension.name}{version} is not installed on the server",
                 "Install its package on the server's machine; it needs no restart of the server.",
             )
         elif extension.name == "timescaledb":
@@ -254,7 +279,7 @@ def _server_obstacles(manifest: Manifest, target: Target, mode: Mode) -> Iterato
 def _login_obstacles(manifest: Manifest, target: Target, options: RestoreOptions, mode: Mode) -> Iterator[Obstacle]:
     """What the archive holds and this login cannot bring back, each entry by name."""
     facts = manifest.facts
-    owners = {facts.database.owner, *(owned.role for owned in facts.owners)}
+    owners = {owned.role for owned in facts.owners} | ({facts.database.owner} if facts.database.owner else set())
     needed = [role for role in facts.roles if not (options.no_owner if role in owners else options.no_privileges)]
     if mode == "create" and not options.no_privileges:
         needed += sorted(facts.database.grantees.difference(needed))
@@ -334,10 +359,10 @@ def _remarks(manifest: Manifest, target: Target, options: RestoreOptions, mode: 
         yield f"the load writes about {manifest.database_bytes or manifest.dump.bytes:,} bytes of WAL"
     for extension in facts.extensions:
         default = target.available_extensions.get(extension.name)
-        if default is not None and default != extension.version:
+        if None not in {default, extension.version} and default != extension.version:
             yield f"extension {extension.name} is {default} here, it was {extension.version}"
-    locale = facts.database.locale or facts.database.collate
-    collation = target.collation_versions.get((facts.database.locale_provider, locale))
+    locale = (facts.database.locale_provider or "", facts.database.locale or facts.database.collate or "")
+    collation = target.collation_versions.get(locale)
     if None not in {collation, facts.database.collation_version} and collation != facts.database.collation_version:
         was = facts.database.collation_version
         yield f"the collation's version is {collation} here, it was {was}: text may sort anew"
@@ -350,7 +375,7 @@ def _remarks(manifest: Manifest, target: Target, options: RestoreOptions, mode: 
     for table in manifest.excluded_tables:
         yield f"the data of {table} is not in the backup"
     for warning in manifest.warnings:
-        yield f"when the backup was taken: {warning}"
+        yield f"about the dump: {warning}" if manifest.imported else f"when the backup was taken: {warning}"
 
 
 def _losses(manifest: Manifest, live: LiveDatabase) -> Iterator[TableLoss]:

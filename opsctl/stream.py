@@ -8,10 +8,11 @@ every truncation.
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import IO, BinaryIO, Protocol, cast
+from typing import IO, Any, BinaryIO, Literal, Protocol, cast
 
 from opsctl.encryption import IDENTITY_HINT, Identities, NotIntact, Recipients, decrypted, encrypted
 from opsctl.errors import BackupDamaged, ConfigurationError
@@ -22,6 +23,12 @@ JOB_BYTES = 1 << 21
 """What one compression thread is given at a time. zstd's own choice is 8 MiB: with four threads 50 MiB more memory."""
 
 MAX_THREADS = 4
+
+UNPACKED_BYTES = 1 << 16
+"""How much of a packed file is unpacked at a time: it may become a thousand times more."""
+
+Packing = Literal["none", "gzip", "zstd frames"]
+"""How a file that others wrote is compressed. ``zstd`` alone, in a manifest, is the one frame that opsctl writes."""
 
 Advance = Callable[[int], None]
 """Called with the number of bytes that have passed since the last call."""
@@ -81,14 +88,21 @@ def _compressed(
     yield compressor.flush()
 
 
-def load(file: StoredFile, reader: BinaryIO, advance: Advance, identities: Identities | None = None) -> Iterator[bytes]:
+def load(
+    file: StoredFile,
+    reader: BinaryIO,
+    advance: Advance,
+    identities: Identities | None = None,
+    *,
+    packing: Packing | None = None,
+) -> Iterator[bytes]:
     """The plain bytes of a stored file, checked against the manifest while they pass.
+
+    ``packing``: of a file that opsctl did not write.
 
     Raises BackupDamaged as soon as the damage shows; the digests are complete only after the last piece, so what was
     made of the pieces before is worth nothing when it raises. Raises ConfigurationError when no identity opens it.
     """
-    import zstandard
-
     plain, stored = _Digest(), _Digest()
     pieces = _stored_pieces(reader, stored)
     if file.is_encrypted:
@@ -96,24 +110,69 @@ def load(file: StoredFile, reader: BinaryIO, advance: Advance, identities: Ident
             raise ConfigurationError(f"{file.name} is encrypted, and no identity is configured.", hint=IDENTITY_HINT)
         pieces = decrypted(pieces, identities)
     with closing(pieces):
-        frames = zstandard.ZstdDecompressor().stream_reader(
-            cast("IO[bytes]", _Reader(pieces)), read_size=READ_BYTES, read_across_frames=False
-        )
         try:
-            while chunk := frames.read(READ_BYTES):
+            for chunk in unpacked(pieces, packing) if packing else _frame(pieces):
                 plain.update(chunk)
                 yield chunk
                 advance(len(chunk))
             for _rest in pieces:
                 pass  # an intact file has nothing behind its frame: the digest tells
-        except zstandard.ZstdError as error:
-            raise _damaged(file, f"its zstd frame is broken ({error})") from error
+        except NotUnpacked as error:
+            raise _damaged(file, str(error)) from error
         except NotIntact as error:
             raise _damaged(file, f"it does not decrypt ({error})") from error
     if stored.bytes != file.stored_bytes or stored.hexdigest != file.sha256:
         raise _damaged(file, "its SHA-256 is not the manifest's")
     if plain.bytes != file.bytes or plain.hexdigest != file.plain_sha256:
         raise _damaged(file, "what it decompresses to is not what was dumped")
+
+
+class NotUnpacked(Exception):
+    """A compressed stream that is cut or broken."""
+
+
+def _frame(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """What the first zstd frame holds; the digests tell of one that is cut."""
+    import zstandard
+
+    frames = zstandard.ZstdDecompressor().stream_reader(
+        cast("IO[bytes]", _Reader(pieces)), read_size=READ_BYTES, read_across_frames=False
+    )
+    try:
+        while chunk := frames.read(READ_BYTES):
+            yield chunk
+    except zstandard.ZstdError as error:
+        raise NotUnpacked(f"its zstd frame is broken ({error})") from error
+
+
+def unpacked(pieces: Iterable[bytes], packing: Packing) -> Iterator[bytes]:
+    """What a file holds that gzip or zstd made, in as many parts as they like. Raises NotUnpacked, also at its end."""
+    import zstandard
+
+    if packing == "none":
+        yield from pieces
+        return
+    begin: Callable[[], Any] = (
+        (lambda: zlib.decompressobj(wbits=31))
+        if packing == "gzip"
+        else zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+    )
+    part = begin()
+    is_open = True  # nothing at all is no stream either
+    try:
+        for piece in pieces:
+            for start in range(0, len(piece), UNPACKED_BYTES):
+                rest = piece[start : start + UNPACKED_BYTES]
+                while rest:
+                    yield part.decompress(rest)
+                    is_open, rest = not part.eof, part.unused_data
+                    if not is_open:
+                        part = begin()
+                        rest = b"" if not rest.strip(b"\0") else rest  # gzip lets zeros follow
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise NotUnpacked(f"its {packing.split()[0]} stream is broken ({error})") from error
+    if is_open:
+        raise NotUnpacked(f"its {packing.split()[0]} stream ends too early: it is cut")
 
 
 class Reader(Protocol):

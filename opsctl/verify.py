@@ -1,13 +1,13 @@
 """What a backup is worth: read back (stored), and decoded down to its rows. Neither needs a server."""
 
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 from opsctl.background import in_background
+from opsctl.dumps.examine import count_imported
 from opsctl.encryption import Identities
 from opsctl.errors import (
     BackupDamaged,
@@ -22,7 +22,8 @@ from opsctl.errors import (
 from opsctl.keys import Keys
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Facts, Manifest
 from opsctl.postgres.encodings import read_name
-from opsctl.postgres.tools import Child, ContentsReader, Tools, schema_digest
+from opsctl.postgres.feeding import Feeding
+from opsctl.postgres.tools import ContentsReader, Tools, schema_digest
 from opsctl.repository import Backup, Repository
 from opsctl.stream import Advance, check_stored, load
 
@@ -139,6 +140,8 @@ def _check_decoded(
     manifest: Manifest, repository: Repository, tools: Tools, keys: Keys, start_progress: Callable[[str, int], Advance]
 ) -> list[str]:
     identities = keys.identities if manifest.encryption else None
+    if manifest.imported:
+        return _check_imported(manifest, repository, tools, identities, start_progress)
     major = manifest.pg_dump_major
     binaries = tools.for_restore(archive_major=major, server_major=major)
     advance = start_progress("decoding", manifest.dump.bytes)
@@ -146,7 +149,7 @@ def _check_decoded(
         with (
             repository.open(manifest, manifest.dump) as file,
             tools.decode(binaries) as child,
-            _Feeding(child, load(manifest.dump, file, advance, identities)),
+            Feeding(child, load(manifest.dump, file, advance, identities)),
         ):
             counted = count_rows(child.chunks(), manifest.facts.database.encoding)
             code = child.finish()
@@ -155,6 +158,23 @@ def _check_decoded(
     if code != 0:
         return [child.failure(BackupDamaged, "while decoding the dump").message]
     return [*check_schema(manifest, repository, tools, identities), *_differences(manifest.facts, counted)]
+
+
+def _check_imported(
+    manifest: Manifest,
+    repository: Repository,
+    tools: Tools,
+    identities: Identities | None,
+    start_progress: Callable[[str, int], Advance],
+) -> list[str]:
+    """The same for a dump that opsctl did not take: read as it was when it was imported."""
+    advance = start_progress("decoding", manifest.dump.bytes)
+    try:
+        with repository.open(manifest, manifest.dump) as file:
+            counted = count_imported(manifest, load(manifest.dump, file, advance, identities), tools)
+    except (BackupDamaged, Refused) as error:
+        return [error.message]
+    return list(_differences(manifest.facts, counted))
 
 
 def check_schema(
@@ -180,40 +200,6 @@ def check_schema(
             return
         if found != expected:
             yield "the definitions of tables and other objects in the dump are not those of the manifest"
-
-
-class _Feeding:
-    """Write ``chunks`` into a program from a thread while its output is read; their error is raised at the end."""
-
-    def __init__(self, child: Child, chunks: Iterable[bytes]) -> None:
-        self._child = child
-        self._chunks = chunks
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._child.end()
-        self._thread.join()
-        if error is None and self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            for chunk in self._chunks:
-                try:
-                    self._child.write(chunk)
-                except (BrokenPipeError, OSError):
-                    break  # its exit code says why it wants no more
-            for _rest in self._chunks:
-                pass  # the digests cover everything
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads
-            self._error = error
-        finally:
-            self._child.close_stdin()
 
 
 def count_rows(chunks: Iterable[bytes], encoding: str = "UTF8") -> dict[tuple[str, str], int]:

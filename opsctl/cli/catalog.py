@@ -185,14 +185,15 @@ def _details(backup: "Backup") -> list["RenderableType"]:
     about = Table.grid(padding=(0, 2))
     for key, value in (
         ("Backup", manifest.id),
-        ("Database", f"{manifest.database}, owner {facts.database.owner}, {facts.database.encoding}"),
+        ("Database", f"{manifest.database}, owner {facts.database.owner or 'unknown'}, {facts.database.encoding}"),
         ("Taken", f"{format_time(manifest.started_at)} on {manifest.host}, in {duration(manifest.duration_seconds)}"),
         ("Server", f"PostgreSQL {manifest.server_version}, dumped by pg_dump {manifest.pg_dump_version}"),
+        *_imported(manifest),
         ("In", ", ".join(backup.repositories) + (" (pinned)" if backup.pinned else "")),
         ("Proven", f"{backup.proven.level} at {format_time(backup.proven.at)}" if backup.proven else "nothing yet"),
         ("Encrypted to", "\n".join(manifest.encryption.recipients) if manifest.encryption else "nobody"),
         ("Signed by", manifest.signature.public_key if manifest.signature else "nobody"),
-        ("Extensions", ", ".join(f"{each.name} {each.version}" for each in facts.extensions) or "none"),
+        ("Extensions", ", ".join(f"{each.name} {each.version or ''}".rstrip() for each in facts.extensions) or "none"),
         ("Roles", ", ".join(facts.roles)),
         ("By hand", manifest.restore_command),
     ):
@@ -211,8 +212,19 @@ def _details(backup: "Backup") -> list["RenderableType"]:
     return [about, "", files, "", tables, *warnings]
 
 
+def _imported(manifest: "Manifest") -> list[tuple[str, str]]:
+    """Where a dump comes from that opsctl did not take, and what it does not tell."""
+    imported = manifest.imported
+    if imported is None:
+        return []
+    return [
+        ("Imported", f"from {imported.file} at {format_time(imported.at)}, {manifest.format} format"),
+        ("Not known", ", ".join(imported.unknown)),
+    ]
+
+
 def export(session: "Session", backup_id: BackupId, output: OutputFile = None) -> Outcome:
-    """Write a backup's plain dump, for pg_restore (custom format; tar format with jobs), checked while it is written.
+    """Write a backup's plain dump (custom format; tar format with jobs; as it was, if imported), checked meanwhile.
 
     Example: [bold]opsctl export latest -o saasdb.dump[/bold]
     """

@@ -38,6 +38,10 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
     table.add_row("Takes", _time(planned, now))
     for number, loss in enumerate(_losses(planned)):
         table.add_row("" if number else "Loses", loss)
+    for number, line in enumerate(planned.along):
+        table.add_row("" if number else "Comes along", line)
+    for number, line in enumerate(planned.missing):
+        table.add_row("" if number else "Missing", line)
     for warning in planned.warnings:
         table.add_row("Note", warning)
     for obstacle in planned.obstacles:

@@ -1,11 +1,13 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.cli.catalog import choose_from, read_catalog, readable_copy
+from opsctl.cli.catalog import choose_from, read_catalog
 from opsctl.cli.output import Outcome, age, duration, size
 from opsctl.cli.plan_text import plan_text
+from opsctl.cli.restore_source import RestoreSource, part_of, require_backup, source_of_backup, source_of_file
 from opsctl.cli.roles import create_missing_roles
 from opsctl.cli.run_report import concern
 from opsctl.cli.undo import forget, undo_restore
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from opsctl.cli.session import Session
+    from opsctl.dumps.selection import Selection
     from opsctl.postgres.server import Server
     from opsctl.repository import Backup, Catalog
     from opsctl.restore import Restore, Restored
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
 OptionalBackupId = Annotated[
     str | None,
     typer.Argument(
-        metavar="ID",
-        help="A backup's id or its beginning, latest, or latest:DATABASE; asks if left out. With --undo: a database.",
+        metavar="ID|FILE",
+        help="A backup's id or its beginning, latest, latest:DATABASE, or a dump: a file or folder of pg_dump's."
+        " Asks if left out. With --undo: a database.",
     ),
 ]
 BeforeOption = Annotated[
@@ -32,6 +36,9 @@ BeforeOption = Annotated[
 ]
 IntoOption = Annotated[
     str | None, typer.Option("--into", metavar="NAME", help="Restore into a new database beside the live one.")
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", metavar="NAME", help="With a file: the configured database it belongs to.")
 ]
 PlanOption = Annotated[
     bool, typer.Option("--plan", help="Show what would happen, change nothing. Exit 0: would work, 16: would not.")
@@ -63,11 +70,33 @@ AcceptDiskOption = Annotated[
 ]
 
 
+TableOption = Annotated[
+    list[str] | None,
+    typer.Option("--table", "-t", metavar="PATTERN", help="With --into: only these tables, as in pg_dump: billing.*"),
+]
+SchemaOption = Annotated[
+    list[str] | None, typer.Option("--schema", "-n", metavar="PATTERN", help="With --into: only these schemas.")
+]
+ExcludeTableOption = Annotated[
+    list[str] | None, typer.Option("--exclude-table", "-T", metavar="PATTERN", help="With --into: not these tables.")
+]
+SchemaOnlyOption = Annotated[bool, typer.Option("--schema-only", help="With --into: definitions without rows.")]
+DataOnlyOption = Annotated[
+    bool, typer.Option("--data-only", help="With --into: rows without definitions, into empty tables that exist.")
+]
+
+
 def restore(
     session: "Session",
     backup_id: OptionalBackupId = None,
     before: BeforeOption = None,
+    database: DatabaseOption = None,
     into: IntoOption = None,
+    table: TableOption = None,
+    schema: SchemaOption = None,
+    exclude_table: ExcludeTableOption = None,
+    schema_only: SchemaOnlyOption = False,
+    data_only: DataOnlyOption = False,
     to: ToOption = None,
     plan: PlanOption = False,
     undo: UndoOption = False,
@@ -83,24 +112,37 @@ def restore(
 ) -> Outcome:
     """Restore a backup: into a staging database, checked, then swapped with the live one in one transaction.
 
-    The old database is kept until --forget-previous; --undo puts it back.
+    The old database is kept until --forget-previous; --undo puts it back. A dump that pg_dump made by hand (plain
+    SQL, custom, directory or tar format, also with gzip or zstd) is read to its end first, and goes the same way.
 
     Example: [bold]opsctl restore latest --plan[/bold]
     """
+    from opsctl.dumps.file import is_meant_as_file
+    from opsctl.dumps.selection import Selection
     from opsctl.restore_plan import RestoreOptions
     from opsctl.restore_time import expected_time
 
     if sum((undo, forget_previous, restore_globals, in_place, into is not None)) > 1:
         raise UsageError("--undo, --forget-previous, --globals, --in-place and --into exclude each other.")
+    part = Selection(tuple(table or ()), tuple(schema or ()), tuple(exclude_table or ()), schema_only, data_only)
+    _require_beside(part, into)
     if undo or forget_previous:
         if before or plan or to:
             raise UsageError("--undo and --forget-previous take no --before, --plan or --to.")
         return (undo_restore if undo else forget)(session, backup_id, yes)
-    catalog = read_catalog(session)
-    backup = _chosen(session, catalog, backup_id, before)
-    server = session.server_at(to) if to else session.server(backup.database)
-    if restore_globals:
-        return create_missing_roles(session, backup, server, plan_only=plan)
+    if backup_id is not None and is_meant_as_file(backup_id):
+        require_backup(backup_id, ("--before", before is not None), ("--globals", restore_globals))
+        named = database or (yes if yes in session.config.databases else None)
+        elsewhere = session.server_at(to).database if to else None
+        source = source_of_file(session, Path(backup_id), named=named, elsewhere=elsewhere)
+    else:
+        if database is not None:
+            raise UsageError("--database goes with a file; a backup knows its database.")
+        catalog = read_catalog(session)
+        source = source_of_backup(session, _chosen(session, catalog, backup_id, before), catalog)
+    server = session.server_at(to) if to else session.server(source.database)
+    if restore_globals and source.backup:
+        return create_missing_roles(session, source.backup, server, plan_only=plan)
     options = RestoreOptions(
         into=into is not None,
         in_place=in_place,
@@ -109,21 +151,24 @@ def restore(
         role=role,
         jobs=jobs,
         accept_unknown_disk=accept_unknown_disk,
+        data_only=data_only,
     )
-    wanted = _asked_for(session, backup, server, into, options, is_configured=to is None)
-    wanted = replace(wanted, expected=expected_time(wanted.manifest, catalog.backups, session.repositories))
+    wanted = _asked_for(session, source, server, into, options, is_configured=to is None)
+    wanted = replace(wanted, part=part_of(session, source, part))
+    expected = expected_time(wanted.manifest, source.others, session.repositories)
+    wanted = replace(wanted, expected=expected)
     concern(session, [wanted.database])
     planned = wanted.plan(session.clock())
-    fields = {"backup_id": backup.id, "database": wanted.database}
-    text = plan_text(planned, backup.proven, session.clock())
+    fields = {**source.fields, "database": wanted.database}
+    text = plan_text(planned, source.proven, session.clock())
     if plan:
-        return Outcome(_result(planned, None), text, error=planned.refusal, fields=fields)
+        return Outcome(_result(source, planned, None), text, error=planned.refusal, fields=fields)
     for renderable in text:
         session.output.show(renderable)
     if planned.refusal:
-        return Outcome(_result(planned, None), error=planned.refusal, fields=fields)
+        return Outcome(_result(source, planned, None), error=planned.refusal, fields=fields)
     if planned.replaces:
-        session.confirm(server.database if to else backup.database, yes, doing="the restore")
+        session.confirm(server.database if to else source.database, yes, doing="the restore")
     planned, restored = wanted.execute(
         clock=session.clock,
         start_progress=lambda doing, total: session.progress(f"{doing.capitalize()} {wanted.database}", total),
@@ -132,7 +177,17 @@ def restore(
     for warning in restored.warnings:
         session.log().warning("restore.warning", message=warning, **fields)
     code = ExitCode.ATTENTION if restored.warnings else ExitCode.DONE
-    return Outcome(_result(planned, restored), _restored_text(restored, backup.database), code, fields=fields)
+    return Outcome(_result(source, planned, restored), _restored_text(restored, source.database), code, fields=fields)
+
+
+def _require_beside(part: "Selection", into: str | None) -> None:
+    if not part.is_empty and into is None:
+        raise UsageError(
+            "A part of a backup is restored into a database beside: --into NAME.",
+            hint="Copy from there what you need; a live database is never mixed with a backup.",
+        )
+    if part.schema_only and part.data_only:
+        raise UsageError("--schema-only and --data-only exclude each other.")
 
 
 def _chosen(session: "Session", catalog: "Catalog", backup_id: str | None, before: str | None) -> "Backup":
@@ -157,7 +212,7 @@ def _chosen(session: "Session", catalog: "Catalog", backup_id: str | None, befor
 
 def _asked_for(
     session: "Session",
-    backup: "Backup",
+    source: RestoreSource,
     server: "Server",
     into: str | None,
     options: "RestoreOptions",
@@ -168,23 +223,24 @@ def _asked_for(
     from opsctl.restore import Restore, SwapSettings
     from opsctl.staging import Staging
 
-    repository, copy = readable_copy(session, backup)
     if into == server.database:
         raise UsageError(f"--into {into} is the live database.", hint="Leave --into out to replace it, with undo.")
     if into is not None and len(into.encode()) > NAME_BYTES:
         raise UsageError(f"--into: the name has {len(into.encode())} bytes, and PostgreSQL cuts names at {NAME_BYTES}.")
     return Restore(
-        manifest=copy.manifest,
-        repository=repository,
+        manifest=source.manifest,
+        repository=source.source,
         server=server,
         database=into or server.database,
         options=options,
-        tools=session.tools_of(backup.database) if is_configured else session.tools,
+        tools=session.tools_of(source.database) if is_configured else session.tools,
         state_path=session.config.state_path,
         staging=Staging(session.config.staging_path),
         keys=session.keys,
+        is_checked=source.file is not None,
+        packing=source.packing,
         # The hooks and standbys of the configuration are those of the configured server.
-        swap_settings=session.swap_settings(backup.database) if is_configured else SwapSettings(),
+        swap_settings=session.swap_settings(source.database) if is_configured else SwapSettings(),
     )
 
 
@@ -199,13 +255,14 @@ def _restored_text(restored: "Restored", name: str) -> list["RenderableType"]:
     return lines
 
 
-def _result(planned: "RestorePlan", restored: "Restored | None") -> dict[str, Any]:
+def _result(source: RestoreSource, planned: "RestorePlan", restored: "Restored | None") -> dict[str, Any]:
     from dataclasses import asdict
 
     from opsctl.telemetry.redact import jsonable
 
     return {
-        "backup_id": planned.backup_id,
+        "backup_id": source.backup_id,
+        "file": source.file,
         "database": planned.database,
         "previous_database": restored.previous_database if restored else None,
         "swapped": restored.swapped if restored else False,

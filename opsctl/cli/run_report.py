@@ -27,6 +27,7 @@ RECORDED = frozenset(
 
 ONLY_LOOKING = {
     "restore": {"plan"},
+    "import": {"plan"},
     "runbook run": {"plan"},
     "prune": {"dry_run", "plan_file"},
     "doctor": {"watch", "saved"},

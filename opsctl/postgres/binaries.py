@@ -74,6 +74,26 @@ def choose_restore(candidates: Sequence[Binaries], *, archive_major: int, server
     return _nearest(candidates, at_least=archive_major)
 
 
+RESTRICTING = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}
+"""The first minor version of each major whose psql knows ``\\restrict``; newer majors all do, older ones do not."""
+
+
+def knows_restrict(binaries: Binaries) -> bool:
+    r"""Whether its psql can be told to take none of its own commands any more (``\restrict``)."""
+    minor = re.match(r"\d+\.(\d+)", binaries.version)
+    known_from = RESTRICTING.get(binaries.major)
+    if known_from is None:
+        return binaries.major > max(RESTRICTING)
+    return minor is not None and int(minor[1]) >= known_from
+
+
+def choose_psql(candidates: Sequence[Binaries], server_major: int) -> Binaries | None:
+    """The psql for a script: one that knows restrict before one of the server's own major."""
+    fitting = [each for each in candidates if knows_restrict(each)] or list(candidates)
+    own = next((each for each in fitting if each.major == server_major), None)
+    return own or _nearest(fitting, at_least=server_major) or max(fitting, key=lambda each: each.major, default=None)
+
+
 def choose_server(candidates: Sequence[Binaries], minimum_major: int) -> Binaries | None:
     """The newest server of at least ``minimum_major`` that can be set up here."""
     servers = [c for c in candidates if c.major >= minimum_major and c.has("postgres", "initdb")]

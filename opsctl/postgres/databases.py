@@ -8,7 +8,7 @@ from opsctl.manifest import DatabaseProperties, Setting
 from opsctl.postgres.server import attempt, rows
 
 if TYPE_CHECKING:
-    from psycopg.sql import Composed, Identifier
+    from psycopg.sql import Composable, Composed, Identifier
 
     from opsctl.postgres.server import Connection, Server
 
@@ -25,18 +25,23 @@ LIST_SETTINGS = frozenset(
 
 
 def create_staging(connection: "Connection", name: str, properties: DatabaseProperties) -> None:
-    """An empty database with the encoding, locale and owner of the backup, closed to everybody but its owner."""
+    """An empty database with the encoding, locale and owner of the backup, closed to everybody but its owner.
+
+    What is not known of them is the server's default, and the login.
+    """
     from psycopg.sql import SQL, Identifier, Literal
 
-    options = [
-        SQL("template template0"),
-        SQL("encoding {}").format(Literal(properties.encoding)),
-        SQL("lc_collate {}").format(Literal(properties.collate)),
-        SQL("lc_ctype {}").format(Literal(properties.ctype)),
-        SQL("owner {}").format(Identifier(properties.owner)),
-    ]
+    options: list[Composable] = [SQL("template template0")]
+    if properties.collate is not None:  # else the server's own encoding and locale: psql converts
+        options += [
+            SQL("encoding {}").format(Literal(properties.encoding)),
+            SQL("lc_collate {}").format(Literal(properties.collate)),
+            SQL("lc_ctype {}").format(Literal(properties.ctype)),
+        ]
+    if properties.owner is not None:
+        options.append(SQL("owner {}").format(Identifier(properties.owner)))
     version = connection.info.server_version
-    if properties.locale_provider != "libc" and version >= 150000:
+    if properties.locale_provider not in {None, "libc"} and version >= 150000:
         options.append(SQL("locale_provider {}").format(SQL(properties.locale_provider)))
         keyword = "builtin_locale" if properties.locale_provider == "builtin" else "icu_locale"
         options.append(SQL(f"{keyword} {{}}").format(Literal(properties.locale)))

@@ -74,7 +74,7 @@ def has_locale(connection: "Connection", properties: DatabaseProperties) -> bool
     import psycopg
     from psycopg.sql import SQL, Literal
 
-    names = {properties.collate, properties.ctype} - {"C", "POSIX"}
+    names = {properties.collate, properties.ctype} - {None, "C", "POSIX"}
     if not names or one(connection, "select getdatabaseencoding()")[0] != properties.encoding:
         return True
     make = SQL("create collation pg_temp.opsctl_probe (provider = libc, lc_collate = {}, lc_ctype = {})")

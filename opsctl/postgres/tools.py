@@ -5,15 +5,16 @@ import os
 import re
 import shlex
 import subprocess
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from opsctl.errors import ConfigurationError, DumpFailed, OpsctlError
-from opsctl.postgres.binaries import Binaries, choose_dump, choose_restore
+from opsctl.postgres.binaries import Binaries, choose_dump, choose_psql, choose_restore
 from opsctl.postgres.programs import INSTALL_HINT, Place, Program, ThisHost
 from opsctl.postgres.server import Server
 from opsctl.staging import StagingFolder
@@ -124,6 +125,12 @@ class Tools:
             yield child
 
     @contextmanager
+    def script(self, binaries: Binaries, *, flags: Sequence[str] = ()) -> Iterator["Child"]:
+        """All of an archive written to ``child.stdin``, as SQL on ``child.stdout``; no server needed."""
+        with self._start([binaries.path("pg_restore"), "--file=-", *flags], reads_input=True) as child:
+            yield child
+
+    @contextmanager
     def decode(self, binaries: Binaries) -> Iterator["Child"]:
         """Every data block of an archive written to ``child.stdin``, as SQL on ``child.stdout``; no server needed."""
         arguments: list[str | Path] = [binaries.path("pg_restore"), "--data-only", "--file=-"]
@@ -141,6 +148,7 @@ class Tools:
         jobs: int = 1,
         archive: IO[bytes] | None = None,
         folder: StagingFolder | None = None,
+        use_list: bytes | None = None,
     ) -> Iterator["Child"]:
         """pg_restore into ``database``, from what is written to it; with several jobs from an open file or a folder."""
         arguments: list[str | Path] = [binaries.path("pg_restore"), "--exit-on-error", "--no-password"]
@@ -152,13 +160,43 @@ class Tools:
         elif folder is not None:
             inherited = (folder.lock,)
             arguments += [folder.path]
-        with self._start(
-            arguments,
-            password=server.password,
-            reads_input=not inherited,
-            writes_output=False,
-            inherited=inherited,
-        ) as child:
+        with ExitStack() as cleanup:
+            if use_list is not None:
+                entries = cleanup.enter_context(tempfile.TemporaryFile())
+                entries.write(use_list)
+                entries.flush()
+                arguments.append(f"--use-list=/proc/self/fd/{entries.fileno()}")
+            child = cleanup.enter_context(
+                self._start(
+                    arguments,
+                    password=server.password,
+                    reads_input=not inherited,
+                    writes_output=False,
+                    inherited=inherited if use_list is None else (*inherited, entries.fileno()),
+                )
+            )
+            yield child
+
+    def for_script(self, server_major: int) -> Binaries:
+        """The psql for a plain dump: one that can be told to run SQL alone, if there is. Raises ConfigurationError."""
+        found = self._place.find("psql")
+        chosen = choose_psql(found, server_major)
+        if chosen is None:
+            raise ConfigurationError(
+                f"There is no psql here, and the dump is plain SQL ({_there_are('psql', found)}).",
+                hint=self._place.hint,
+            )
+        return chosen
+
+    @contextmanager
+    def run_script(
+        self, binaries: Binaries, server: Server, database: str, *, in_one_transaction: bool
+    ) -> Iterator["Child"]:
+        """Psql into ``database``, from ``child.stdin``: no file of the user's, one session, the first error ends it."""
+        arguments: list[str | Path] = [binaries.path("psql"), "--no-psqlrc", "--quiet", "--no-password", "--file=-"]
+        arguments += ["--set=ON_ERROR_STOP=1", f"--dbname={server.public_conninfo(database)}"]
+        arguments += ["--single-transaction"] if in_one_transaction else []
+        with self._start(arguments, password=server.password, reads_input=True, writes_output=False) as child:
             yield child
 
     def run_hook(self, command: str) -> None:
@@ -247,7 +285,8 @@ class Child:
         """The program's bad ending as an error, with its own last words."""
         code = self._code
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        words = [line for line in self._stderr if "error:" in line or "FATAL" in line] or list(self._stderr)[-1:]
+        signs = ("error:", "ERROR:", "FATAL")
+        words = [line for line in self._stderr if any(sign in line for sign in signs)] or list(self._stderr)[-1:]
         said = f": {words[0].partition('error: ')[2] or words[0]}" if words else ""
         return error(f"{self.name} {how} {doing}{said}", hint=_hint(" ".join(self._stderr)))
 

@@ -37,7 +37,7 @@ OPSCTL: Mapping[str, Judge] = {
     "diff": _fixed("observe"),
     "restore": _restore,
     "export": _fixed("change"),
-    "import": _fixed("change"),
+    "import": lambda arguments: "observe" if _has(arguments, "--plan") else "change",
     "sync": _fixed("change"),
     "prune": _prune,
     "pin": _fixed("change"),
