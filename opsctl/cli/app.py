@@ -11,6 +11,7 @@ from opsctl.cli import (
     catalog,
     completion,
     config,
+    cron,
     demo,
     diff,
     doctor,
@@ -79,6 +80,11 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
     ("config validate", OPERATION, config.validate),
     ("config schema", OPERATION, config.schema),
     ("completion", OPERATION, completion.completion),
+    ("cron show", OPERATION, cron.show),
+    ("cron install", OPERATION, cron.install),
+    ("cron remove", OPERATION, cron.remove),
+    ("cron check", OPERATION, cron.check),
+    ("cron run", OPERATION, cron.run),
     ("history", OPERATION, history.history),
     ("metrics", OPERATION, metrics.metrics),
     ("notify test", OPERATION, notify.test),
@@ -88,6 +94,7 @@ COMMANDS: tuple[tuple[str, str, Body], ...] = (
 
 GROUPS = {
     "config": "Look at the configuration: what is in force, what is wrong with it, what may stand in it.",
+    "cron": "Have the schedule of the configuration run by cron or systemd.",
     "incident": "Record what happens: timelines whose every byte is accounted for.",
     "repository": "Look after the places where backups live.",
     "notify": "Look after who is told of failures.",
