@@ -292,8 +292,8 @@ def _report(report: "JobReport") -> dict[str, Any]:
         "state": report.state,
         "message": report.message,
         "expected_at": _time(report.expected_at),
-        "last_started_at": _time(last and last.started_at),
-        "last_outcome": last and last.outcome,
+        "last_started_at": _time(last.started_at if last else None),
+        "last_outcome": last.outcome if last else None,
     }
 
 

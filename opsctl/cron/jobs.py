@@ -95,9 +95,10 @@ def named_file(config: "Config") -> list[str]:
 
 def only_here(config: "Config") -> list[str]:
     """Variables the configuration needs that this shell has and no ``.env`` file: a scheduled run would lack them."""
-    from opsctl.config import read_env_file
+    from opsctl.config_file import env_files_of, read_env_file
 
-    kept = {name for path in config.env_files if path.is_file() for name in read_env_file(path)}
+    files = env_files_of(config.folder, config.folder)
+    kept = {name for path in files if path.is_file() for name in read_env_file(path)}
     return sorted({name for name in _needed(config) if config.variables.get(name) and name not in kept})
 
 

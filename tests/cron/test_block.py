@@ -31,7 +31,7 @@ def test_everything_else_stays(before, after):
 
 
 def test_a_last_line_without_an_end_gets_one():
-    """cron takes no crontab without a line break at its end, and no line of ours is glued to another's."""
+    """Nothing is taken without a line break at its end, and no line of ours is glued to another's."""
     assert with_block("0 1 * * * true", SOURCE, "ours\n") == "0 1 * * * true\nours\n"
 
 

@@ -61,7 +61,7 @@ def test_what_a_line_alone_cannot_say(configured):
 
 
 def test_percent_signs_and_spaces_reach_the_shell(configured):
-    """cron makes a line break of %, the shell words of spaces; a path too long for cron is refused, not cut."""
+    """To cron % is a line break, to the shell spaces end a word; a path too long for cron is refused, not cut."""
     [line] = crontab(configured('backup = "0 3 * * *"', folder="100% ours; rm -rf"))
 
     assert line.count(r"100\% ours") == line.count("100") == 2
@@ -85,7 +85,7 @@ def test_jitter_is_a_part_of_the_distance(configured):
 
 
 def test_what_only_this_shell_knows_is_named(configured, monkeypatch):
-    """cron has no DATABASE_URL of a shell; what .env says, every run has."""
+    """No DATABASE_URL of a shell reaches cron; what .env says, every run has."""
     config = '[databases.app]\nurl_env = "APP_URL"\n[databases.more]\nurl_env = "MORE_URL"\n'
     folder = configured(ALL, config).folder
     (folder / ".env").write_text("MORE_URL=postgresql://u@h/more\n")
