@@ -13,6 +13,7 @@ from opsctl.checks.backups import AFTER_ONE, RESTORED, backed_up, backups_of
 from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import spoken
+from opsctl.cron.installed import of_scheduler
 from opsctl.cron.jobs import EARLY, NO_SCHEDULE, Job, find_job, jobs_of
 from opsctl.schedule import SCHEDULED
 
@@ -53,7 +54,9 @@ def jobs(config: "Config") -> list[str]:
 def check_installed(scope: Scope, _target: str, _thresholds: Thresholds) -> Finding:
     config = scope.config
     text = own_crontab(config)
-    found = {job: [*entries(text, "crontab", job), *system_entries(Path("/"), job)] for job in jobs(config)}
+    scheduler = of_scheduler(config.state_path, config.source)
+    living = [scheduler.place] if scheduler else []
+    found = {job: [*living, *entries(text, "crontab", job), *system_entries(Path("/"), job)] for job in jobs(config)}
     return judge_installed(found)
 
 
@@ -197,8 +200,9 @@ CHECKS = (
         id="schedule.installed",
         title="something on this host runs what is scheduled",
         probe=check_installed,
-        reads="`crontab -l`, /etc/crontab, /etc/cron.*, the crontabs of other users and systemd's enabled timers, as"
-        " far as they may be read: whether one runs `opsctl backup`, and what else is scheduled",
+        reads="whether a run-scheduled lives; `crontab -l`, /etc/crontab, /etc/cron.*, the crontabs of other users and"
+        " systemd's enabled timers, as far as they may be read: whether one runs `opsctl backup`, and what else is"
+        " scheduled",
         why="[schedule] says when backups and drills should run; it does not run them.",
         fix="`opsctl cron install`. Where another host or scheduler does it, disable this check.",
         targets=scheduled,

@@ -104,12 +104,14 @@ def check(session: "Session", system: System = False, systemd: Systemd = False) 
 
     Example: [bold]opsctl cron check[/bold]
     """
-    from opsctl.cron.installed import judge_job
+    from opsctl.cron.installed import judge_job, of_scheduler
     from opsctl.cron.jobs import require_jobs
 
     jobs, now = require_jobs(session.config), session.clock()
     kinds = [_chosen(system=system, systemd=systemd)] if system or systemd else list(KINDS)
     standings = [each for each in (_look(session, kind) for kind in kinds) if each.state != "missing"]
+    scheduler = of_scheduler(session.config.state_path, session.config.source)
+    standings += [scheduler] if scheduler else []
     problems = list(_problems(standings))
     since = max((each.installed_at for each in standings if each.installed_at), default=None)
     with suppress(HistoryUnavailable):
@@ -229,6 +231,12 @@ def _look(session: "Session", kind: str) -> "Standing":
 
 def _refuse_twice(session: "Session", kind: str) -> None:
     """Raises Refused where another place runs the same jobs already: two would run everything twice."""
+    from opsctl.cron.installed import of_scheduler
+
+    config = session.config
+    scheduler = of_scheduler(config.state_path, config.source)
+    if scheduler is not None:
+        raise Refused(f"{scheduler.place} runs the jobs of {config.source} already.", hint="End it first.")
     for other in (each for each in KINDS if each != kind):
         try:
             standing = _look(session, other)
@@ -237,7 +245,7 @@ def _refuse_twice(session: "Session", kind: str) -> None:
         if standing.state != "missing":
             option = {"system": " --system", "systemd": " --systemd"}.get(other, "")
             raise Refused(
-                f"{standing.place} runs the jobs of {session.config.source} already.",
+                f"{standing.place} runs the jobs of {config.source} already.",
                 hint=f"`opsctl cron remove{option}` first.",
             )
 

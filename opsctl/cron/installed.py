@@ -1,12 +1,14 @@
-"""What is installed against what should be, and whether the runs that were expected began. Pure."""
+"""What is installed against what should be, and whether the runs that were expected began."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import ndiff
+from pathlib import Path
 from typing import Literal, Protocol
 
 from opsctl.cron.jobs import EARLY, Job
+from opsctl.cron.sign_of_life import seen
 from opsctl.errors import Refused
 from opsctl.history import Run
 
@@ -25,6 +27,14 @@ class Standing:
     state: PlaceState
     installed_at: datetime | None = None
     differences: tuple[str, ...] = ()
+
+
+def of_scheduler(folder: Path, source: str) -> Standing | None:
+    """The run-scheduled that lives with a state folder, if it is this configuration's."""
+    sign = seen(folder)
+    if sign is None or not sign.is_alive or sign.source != source:
+        return None
+    return Standing(f"run-scheduled (pid {sign.pid})", "installed", sign.started_at)
 
 
 class Place(Protocol):

@@ -87,6 +87,7 @@ def test_what_cannot_be_done_is_said(run_opsctl, crontab):
     assert (nothing.returncode, "[schedule]" in nothing.json["error"]["message"]) == (10, True)
 
 
+@pytest.mark.acceptance
 def test_a_line_works_in_cron_s_bare_environment(run_opsctl, crontab, saas):
     """PATH, HOME, LOGNAME and SHELL are all there is, and no terminal: the line alone takes the backup, in silence."""
     dotenv = run_opsctl.work / ".env"
