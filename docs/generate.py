@@ -42,6 +42,7 @@ NOT_RUN = {
     "cron check": "it ends with 3 where nothing is installed; tests/cron runs it",
     "cron show": "it needs a [schedule]; tests/cron runs it",
     "cron run": "it needs a [schedule]; tests/cron runs it",
+    "run-scheduled": "it goes on until Ctrl-C; tests/cron runs it",
     "notify test": "it sends to whoever is configured; tests/telemetry runs it",
     "serve": "it goes on until Ctrl-C; tests/web runs it",
 }
