@@ -25,6 +25,11 @@ User = Annotated[
     typer.Option("--user", metavar="USER", help="Whom the commands run as, with --system or --systemd. Default: you."),
 ]
 DiscardEdits = Annotated[bool, typer.Option("--discard-edits", help="Lose what somebody changed there by hand.")]
+Compose = Annotated[bool, typer.Option("--compose", help="A service for a compose file, which runs run-scheduled.")]
+Kubernetes = Annotated[bool, typer.Option("--kubernetes", help="Kubernetes' CronJobs.")]
+Image = Annotated[
+    str | None, typer.Option("--image", metavar="IMAGE", help="The image, with --compose or --kubernetes.")
+]
 Command = Annotated[str, typer.Argument(metavar="COMMAND", help="A command of the schedule: backup, drill, doctor …")]
 IfDue = Annotated[
     bool, typer.Option("--if-due", help="Only if the schedule wants it now; cron calls more often, see show.")
@@ -35,10 +40,18 @@ RUNS = 20
 """How many of a command's runs are looked at: the last expected one is among them."""
 
 
-def show(session: "Session", system: System = False, systemd: Systemd = False, user: User = None) -> Outcome:
+def show(
+    session: "Session",
+    system: System = False,
+    systemd: Systemd = False,
+    compose: Compose = False,
+    kubernetes: Kubernetes = False,
+    user: User = None,
+    image: Image = None,
+) -> Outcome:
     """Print what cron needs to run what the schedule says; nothing is installed.
 
-    With --systemd the units instead, one after the other.
+    With --systemd the units instead, with --compose a service, with --kubernetes CronJobs.
 
     Example: [bold]opsctl cron show[/bold]
     """
@@ -47,8 +60,10 @@ def show(session: "Session", system: System = False, systemd: Systemd = False, u
     from opsctl.cron.jobs import require_jobs
 
     jobs, now = require_jobs(session.config), session.clock()
-    kind = _chosen(system=system, systemd=systemd)
-    text = _text(session, kind, user)
+    if sum((system, systemd, compose, kubernetes)) > 1:
+        raise UsageError("--system, --systemd, --compose and --kubernetes exclude each other.")
+    kind = "compose" if compose else "kubernetes" if kubernetes else _chosen(system=system, systemd=systemd)
+    text = _text(session, kind, user, image)
     missing = _warn_of_variables(session)
     result = {"kind": kind, "text": text, "jobs": [_job(job, now) for job in jobs], "missing_variables": missing}
     return Outcome(result, [Text(text.rstrip("\n"), no_wrap=True, overflow="ignore")])
@@ -192,12 +207,17 @@ def _lines(session: "Session", user: str | None) -> list[str]:
     return lines(config, jobs_of(config), machine=machine_zone(), now=session.clock(), user=user)
 
 
-def _text(session: "Session", kind: str, user: str | None) -> str:
+def _text(session: "Session", kind: str, user: str | None, image: str | None) -> str:
+    from opsctl.cron import containers
     from opsctl.cron.block import written
     from opsctl.cron.jobs import jobs_of
     from opsctl.cron.systemd import UNIT_FOLDER
     from opsctl.cron.units import units
 
+    if kind == "compose":
+        return containers.compose(session.config, image=image or containers.IMAGE)
+    if kind == "kubernetes":
+        return containers.kubernetes(session.config, jobs_of(session.config), image=image or containers.IMAGE)
     if kind == "systemd":
         found = units(session.config, jobs_of(session.config), user=user or _user())
         return "\n".join(f"# {UNIT_FOLDER / name}\n{text}" for name, text in found.items())

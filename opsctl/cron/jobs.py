@@ -99,10 +99,15 @@ def only_here(config: "Config") -> list[str]:
 
     files = env_files_of(config.folder, config.folder)
     kept = {name for path in files if path.is_file() for name in read_env_file(path)}
-    return sorted({name for name in _needed(config) if config.variables.get(name) and name not in kept})
+    return sorted({name for name in _useful(config) if config.variables.get(name) and name not in kept})
 
 
-def _needed(config: "Config") -> Iterator[str]:
+def needed_variables(config: "Config") -> set[str]:
+    """The variables that this configuration has a use for, and that are set."""
+    return {name for name in _useful(config) if config.variables.get(name)} - {"OPSCTL_STATE_DIR"}
+
+
+def _useful(config: "Config") -> Iterator[str]:
     yield from (each.url_env for each in config.databases.values() if each.url_env)
     yield from (config.sentry.dsn_env, config.notify.urls_env, "OPSCTL_STATE_DIR")
     if config.encryption.identity_env:

@@ -127,7 +127,7 @@ def writable(config: "Config") -> list[Path]:
     Of what is not there yet, the folder it will be made in; systemd passes over those that are missing.
     """
     wanted = [config.state_path, config.drill_folder, config.textfile and config.textfile.parent]
-    wanted += [_folder_of(config.repository_url(name)) for name in config.repositories]
+    wanted += [folder_of(config.repository_url(name)) for name in config.repositories]
     named = config.variables.get("OPSCTL_LOG_FILE")
     wanted += [Path(named).expanduser().parent] if named else []
     found = [each.absolute() for each in wanted if each]
@@ -138,7 +138,7 @@ def writable(config: "Config") -> list[Path]:
     return list(dict.fromkeys(made_in))
 
 
-def _folder_of(url: str) -> Path | None:
+def folder_of(url: str) -> Path | None:
     if "://" not in url:
         return Path(url)
     parts = urlsplit(url)

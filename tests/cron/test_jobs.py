@@ -4,8 +4,10 @@ import shlex
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import yaml  # noqa: TID253  # a test may load what it likes
 
 from opsctl.config import load_config
+from opsctl.cron.containers import compose, kubernetes
 from opsctl.cron.crontab import lines
 from opsctl.cron.installed import judge_job
 from opsctl.cron.jobs import Job, find_job, jobs_of, only_here
@@ -135,6 +137,35 @@ def test_units_are_hardened_and_write_where_they_must(configured, tmp_path):
     assert "\nSuccessExitStatus=1\n" in found["opsctl-doctor.service"]
     assert not any(is_edited(text) for text in found.values())
     assert is_edited(timer.replace("03:00", "04:00"))
+
+
+# Containers
+
+
+def test_what_containers_are_told(configured, monkeypatch):
+    """Nothing to write to but the volumes, no rights, one run at a time; the repositories are where the file says."""
+    monkeypatch.setenv("APP_URL", "postgresql://u:secret@h/app")
+    config = configured(
+        f'{ALL}timezone = "Europe/Berlin"\njitter = "5m"',
+        '[databases.app]\nurl_env = "APP_URL"\n[repositories.a]\nurl = "backups"\n[repositories.b]\nurl = "/srv/b"\n',
+    )
+    [service] = yaml.safe_load(compose(config))["services"].values()
+    jobs = list(yaml.safe_load_all(kubernetes(config, jobs_of(config))))
+    pods = [job["spec"]["jobTemplate"]["spec"]["template"]["spec"] for job in jobs]
+
+    assert (service["read_only"], service["cap_drop"], service["command"][0]) == (True, ["ALL"], "run-scheduled")
+    assert f"{config.folder}/backups:/etc/opsctl/backups" in service["volumes"]
+    assert "/srv/b:/srv/b" in service["volumes"]
+    assert service["environment"]["APP_URL"] == "${APP_URL:?}"
+    assert [job["metadata"]["name"] for job in jobs] == [
+        f"opsctl-{command}" for command in ("backup", "drill", "doctor", "sync", "prune")
+    ]
+    assert {(job["spec"]["timeZone"], job["spec"]["concurrencyPolicy"]) for job in jobs} == {
+        ("Europe/Berlin", "Forbid")
+    }
+    assert pods[0]["containers"][0]["args"][:4] == ["cron", "run", "backup", "--quiet"]
+    assert all(pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] for pod in pods)
+    assert "secret@" not in compose(config) + kubernetes(config, jobs_of(config))
 
 
 # Whether the runs began
