@@ -37,6 +37,12 @@ RULES = DOCS.parent / "deploy/prometheus/opsctl.rules.yml"
 
 NOT_RUN = {
     "runbook lint": "it ends with 10 until the names in the runbook are yours; tests/runbook runs it",
+    "cron install": "it changes the crontab; tests/cron runs it",
+    "cron remove": "it changes the crontab; tests/cron runs it",
+    "cron check": "it ends with 3 where nothing is installed; tests/cron runs it",
+    "cron show": "it needs a [schedule]; tests/cron runs it",
+    "cron run": "it needs a [schedule]; tests/cron runs it",
+    "run-scheduled": "it goes on until Ctrl-C; tests/cron runs it",
     "notify test": "it sends to whoever is configured; tests/telemetry runs it",
     "serve": "it goes on until Ctrl-C; tests/web runs it",
 }

@@ -10,7 +10,7 @@ from opsctl.freshness import TOLERANCE, expected_interval, good_ones
 from opsctl.history import FILE, CheckState, History
 from opsctl.manifest import EVIDENCE_LEVELS
 from opsctl.repository import Backup, Repository, StoredBackup
-from opsctl.schedule import Schedule
+from opsctl.schedule import SCHEDULED
 from opsctl.sightings import Drill, Look, Newest, Proof, Seen, Sighting, Sightings
 from opsctl.telemetry.metrics import CheckFacts, DoctorFacts, Known, RunFacts
 
@@ -145,11 +145,6 @@ def _is_looked_after(config: "Config", database: str) -> bool:
 
 def intervals(config: "Config", now: datetime) -> dict[str, float]:
     """How far apart runs should be, in seconds, of what [schedule] names."""
-    settings = config.schedule
-    found = {}
-    for name in ("backup", "drill", "doctor"):
-        expression = getattr(settings, name)
-        interval = Schedule(expression, settings.timezone).interval(now) if expression else None
-        if interval:
-            found[name] = interval.total_seconds()
-    return found
+    schedules = {name: config.schedule.of(name) for name in SCHEDULED}
+    found = {name: schedule.interval(now) for name, schedule in schedules.items() if schedule}
+    return {name: interval.total_seconds() for name, interval in found.items() if interval}

@@ -16,6 +16,7 @@ from pydantic import (  # noqa: TID253
 )
 
 from opsctl.errors import ConfigurationError
+from opsctl.schedule import SCHEDULED, Schedule
 from opsctl.settings_telemetry import (
     HeartbeatSettings,
     MetricsSettings,
@@ -29,6 +30,7 @@ from opsctl.settings_types import (
     Cron,
     Duration,
     HttpUrl,
+    Jitter,
     Pattern,
     Percent,
     PostgresUrl,
@@ -234,9 +236,17 @@ class ScheduleSettings(Settings):
     """``[schedule]``: what should run when, as five cron fields; doctor compares it with what did."""
 
     timezone: TimeZone = "UTC"
+    jitter: Jitter = 0
     backup: Cron | None = None
     drill: Cron | None = None
     doctor: Cron | None = None
+    sync: Cron | None = None
+    prune: Cron | None = None
+
+    def of(self, command: str) -> Schedule | None:
+        """When a command should run, if that is configured."""
+        expression = getattr(self, command) if command in SCHEDULED else None
+        return Schedule(expression, self.timezone) if expression else None
 
 
 class DrillSettings(Settings):

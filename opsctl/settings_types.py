@@ -2,10 +2,10 @@
 
 import re
 import shlex
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr  # noqa: TID253  # as in settings.py
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr  # noqa: TID253  # as in settings.py
 
 from opsctl.schedule import Schedule, time_zone
 
@@ -49,6 +49,14 @@ def _time_zone(name: str) -> str:
     return name
 
 
+def _seconds(value: Any) -> Any:
+    """``90``, ``"90s"``, ``"15m"``, ``"1h"``."""
+    match = re.fullmatch(r"([0-9]{1,5})([smh])", value) if isinstance(value, str) else None
+    if match is None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError('must be a number of seconds, or like "15m": s, m or h')
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else value
+
+
 def _pattern(text: str) -> str:
     try:
         re.compile(text)
@@ -71,6 +79,9 @@ PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 Count = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Cron = Annotated[str, AfterValidator(_cron)]
+Jitter = Annotated[int, BeforeValidator(_seconds, json_schema_input_type=int | str), Field(ge=0, le=12 * 3600)]
+"""Seconds that a run may begin later than its minute, so that many hosts do not begin at once."""
+
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 CommandLine = Annotated[str, AfterValidator(_command_line)]
 Pattern = Annotated[str, AfterValidator(_pattern)]

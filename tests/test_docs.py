@@ -416,6 +416,26 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("--version", "--version")
     run("completion", "completion", "bash")
     run("history", "history")
+    schedule = '[schedule]\nbackup = "0 3 * * *"\n[state]\npath = "s"\n'
+    (work / "scheduled.toml").write_text(schedule)
+    fake = work / "bin" / "crontab"
+    fake.parent.mkdir()
+    _write_program(fake, 'if [ "$1" = - ]; then cat > tab; else cat tab; fi')
+    (work / "tab").write_text("")
+    for verb in ("show", "install", "check", "remove"):
+        section = "cron install, cron remove" if verb in {"install", "remove"} else f"cron {verb}"
+        run(section, "cron", verb, "--config", "scheduled.toml", PATH=f"{fake.parent}:{os.environ['PATH']}")
+    # Two calls in a night, of which the second is never due: in July Berlin is two hours ahead of UTC.
+    july = schedule.replace("* * *", "1 7 *").replace("[state]", 'timezone = "Europe/Berlin"\n[state]')
+    (work / "scheduled.toml").write_text(july)
+    loop = run_opsctl.start("run-scheduled", "--json", "--config", "scheduled.toml")  # type: ignore[attr-defined]
+    next(line for line in loop.stderr if "schedule.started" in line)
+    while run_opsctl("run-scheduled", "--health", "--config", "scheduled.toml").returncode:
+        time.sleep(0.1)
+    run("run-scheduled --health", "run-scheduled", "--health", "--config", "scheduled.toml")
+    loop.terminate()
+    documents.setdefault("run-scheduled", []).append(json.loads(loop.communicate(timeout=30)[0])["result"])
+    run("cron run", "cron", "run", "backup", "--if-due", "--config", "scheduled.toml")
     run("notify test", "notify", "test", OPSCTL_NOTIFY_URLS="json://127.0.0.1:1")
     served = run_opsctl.start("serve", "--port", "0", "--json", url=saasdb.url)  # type: ignore[attr-defined]
     next(line for line in served.stderr if "serve.started" in line)

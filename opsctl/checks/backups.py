@@ -43,8 +43,7 @@ def check_age(scope: Scope, target: str, thresholds: Thresholds) -> Finding:
 
 
 def backup_schedule(scope: Scope) -> Schedule | None:
-    settings = scope.config.schedule
-    return Schedule(settings.backup, settings.timezone) if settings.backup else None
+    return scope.config.schedule.of("backup")
 
 
 def judge_age(

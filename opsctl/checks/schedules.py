@@ -2,38 +2,36 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opsctl.checks.backups import AFTER_ONE, RESTORED, backed_up, backup_schedule, backups_of
+from opsctl.checks.backups import AFTER_ONE, RESTORED, backed_up, backups_of
 from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import spoken
-from opsctl.schedule import Schedule
+from opsctl.cron.installed import of_scheduler
+from opsctl.cron.jobs import EARLY, NO_SCHEDULE, Job, find_job, jobs_of
+from opsctl.schedule import SCHEDULED
 
 if TYPE_CHECKING:
     from opsctl.config import Config
     from opsctl.repository import Backup
 
-NOT_CONFIGURED = "No schedule is configured ([schedule] backup)."
+NOT_CONFIGURED = "No schedule of backups is configured ([schedule] backup)."
 NO_DRILLS = "No schedule of drills is configured ([schedule] drill)."
 RUNS = {
-    "backup": re.compile(r"\bopsctl\b.*\s(backup|run-scheduled)\b"),
-    "drill": re.compile(r"\bopsctl\b.*\s(drill|run-scheduled|verify\s.*--drill)\b"),
+    command: re.compile(rf"\bopsctl\b.*\s({command}|run-scheduled{more})\b")
+    for command, more in ((command, r"|verify\s.*--drill" if command == "drill" else "") for command in SCHEDULED)
 }
 """What a line looks like that runs the job of that name."""
 
 CRON_FILES = ("etc/crontab", "etc/cron.d/*", "etc/cron.hourly/*", "etc/cron.daily/*", "var/spool/cron/crontabs/*")
 UNIT_FOLDERS = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system")
 CRONTAB_SECONDS = 3
-EARLY = timedelta(minutes=1)
-"""A run may begin a little before its minute by the clock of another host."""
 
 
 def scheduled(scope: Scope) -> Iterable[Target]:
@@ -50,14 +48,16 @@ def drilled_databases(scope: Scope) -> Iterable[Target]:
 
 def jobs(config: "Config") -> list[str]:
     """The jobs of [schedule] that a scheduler has to run."""
-    return [job for job in RUNS if getattr(config.schedule, job)]
+    return [job.command for job in jobs_of(config)]
 
 
 def check_installed(scope: Scope, _target: str, _thresholds: Thresholds) -> Finding:
     config = scope.config
     text = own_crontab(config)
-    found = {job: [*entries(text, "crontab", job), *system_entries(Path("/"), job)] for job in jobs(config)}
-    return judge_installed(found, {job: crontab_line(config, job) for job in found})
+    scheduler = of_scheduler(config.state_path, config.source)
+    living = [scheduler.place] if scheduler else []
+    found = {job: [*living, *entries(text, "crontab", job), *system_entries(Path("/"), job)] for job in jobs(config)}
+    return judge_installed(found)
 
 
 def own_crontab(config: "Config") -> str:
@@ -111,56 +111,41 @@ def _text(path: Path) -> str:
         return ""
 
 
-def crontab_line(config: "Config", job: str = "backup") -> str:
-    """What a crontab needs: cron knows neither this folder nor much of PATH."""
-    found = shutil.which("opsctl", path=os.pathsep.join(config.search_path))
-    program = shlex.quote(found) if found else f"{shlex.quote(sys.executable)} -m opsctl"
-    file = Path(config.source)
-    named = f" --config {shlex.quote(config.source)}" if file.is_absolute() else ""
-    command = f"cd {shlex.quote(str(config.folder))} && {program} {job} --quiet{named}"
-    return f"{getattr(config.schedule, job)} {command.replace('%', chr(92) + '%')}"
-
-
-def judge_installed(found: dict[str, list[str]], lines: dict[str, str]) -> Finding:
-    """Whether something runs each job; ``lines`` are what a crontab would need."""
+def judge_installed(found: dict[str, list[str]]) -> Finding:
+    """Whether something runs each job."""
     missing = [job for job, places in found.items() if not places]
     places = sorted({place for each in found.values() for place in each})
     if not missing:
-        scheduled_jobs = " and ".join(f"{job}s" for job in found).capitalize()
-        text = f"{scheduled_jobs} are scheduled in {', '.join(places)}."
+        text = f"What [schedule] names ({', '.join(found)}) is run by {', '.join(places)}."
         return Finding("ok", text, value=len(places), details={"found": places})
-    wanted = [lines[job] for job in missing]
-    add = "; ".join(f"echo {shlex.quote(line)}" for line in wanted)
     commands = " or ".join(f"`opsctl {job}`" for job in missing)
     return Finding(
         "warn",
         f"Neither a crontab nor an enabled systemd timer that may be read here runs {commands}.",
         value=len(places),
         code="not_installed",
-        details={"line": wanted[0], "lines": wanted, "found": places},
+        details={"missing": missing, "found": places},
         remedy=Remedy(
-            f"Add {'this line' if len(wanted) == 1 else 'these lines'}; cron reads its times in the machine's own time"
-            " zone. If another scheduler does it, disable this check.",
-            f"(crontab -l 2>/dev/null; {add}) | crontab -",
+            "Have cron run it. If another host or scheduler does, disable this check.",
+            "opsctl cron install",
         ),
     )
 
 
 def check_ran(scope: Scope, target: str, _thresholds: Thresholds) -> Finding:
-    schedule = backup_schedule(scope)
-    if schedule is None:  # there is no target then
+    job = find_job(scope.config, "backup")
+    if job is None:  # there is no target then
         return Finding("skip", NOT_CONFIGURED)
-    return judge_ran(target, backups_of(scope, target), schedule, now=scope.clock())
+    return judge_ran(target, backups_of(scope, target), job, now=scope.clock())
 
 
-def judge_ran(database: str, backups: "list[Backup]", schedule: Schedule, *, now: datetime) -> Finding:
-    """Whether a backup was begun since the last expected run. One may take a quarter of the interval."""
-    interval = schedule.interval(now)
-    expected = schedule.last_run(now - interval / 4) if interval else None
+def judge_ran(database: str, backups: "list[Backup]", job: Job, *, now: datetime) -> Finding:
+    """Whether a backup was begun since the last expected run."""
+    expected = job.expected_at(now)
     if expected is None:
         return Finding("ok", "No run was expected yet.")
     since = [each for each in backups if expected - EARLY <= each.created_at <= now]
-    following = schedule.next_run(now)
+    following = job.schedule.next_run(now)
     details = {"expected_at": expected.isoformat(), "next_at": following.isoformat() if following else None}
     if since:
         return Finding("ok", f"The run of {expected:%Y-%m-%d %H:%M} UTC has left its backup.", details=details)
@@ -178,17 +163,15 @@ def judge_ran(database: str, backups: "list[Backup]", schedule: Schedule, *, now
 
 
 def check_drilled(scope: Scope, target: str, _thresholds: Thresholds) -> Finding:
-    settings = scope.config.schedule
-    if settings.drill is None:  # there is no target then
+    job = find_job(scope.config, "drill")
+    if job is None:  # there is no target then
         return Finding("skip", NO_DRILLS)
-    schedule = Schedule(settings.drill, settings.timezone)
-    return judge_drilled(target, backups_of(scope, target), schedule, now=scope.clock())
+    return judge_drilled(target, backups_of(scope, target), job, now=scope.clock())
 
 
-def judge_drilled(database: str, backups: "list[Backup]", schedule: Schedule, *, now: datetime) -> Finding:
-    """Whether a drill has judged a backup since the last expected one. It may take a quarter of the interval."""
-    interval = schedule.interval(now)
-    expected = schedule.last_run(now - interval / 4) if interval else None
+def judge_drilled(database: str, backups: "list[Backup]", job: Job, *, now: datetime) -> Finding:
+    """Whether a drill has judged a backup since the last expected one."""
+    expected = job.expected_at(now)
     if not backups:
         return Finding("skip", "There is no backup yet, see backup.age.")
     if expected is None or all(expected < each.created_at for each in backups):
@@ -215,15 +198,15 @@ def judge_drilled(database: str, backups: "list[Backup]", schedule: Schedule, *,
 CHECKS = (
     Check(
         id="schedule.installed",
-        title="something on this host runs the backups and drills",
+        title="something on this host runs what is scheduled",
         probe=check_installed,
-        reads="`crontab -l`, /etc/crontab, /etc/cron.*, the crontabs of other users and systemd's enabled timers, as"
-        " far as they may be read: whether one runs `opsctl backup`, and `opsctl drill` when that is scheduled",
+        reads="whether a run-scheduled lives; `crontab -l`, /etc/crontab, /etc/cron.*, the crontabs of other users and"
+        " systemd's enabled timers, as far as they may be read: whether one runs `opsctl backup`, and what else is"
+        " scheduled",
         why="[schedule] says when backups and drills should run; it does not run them.",
-        fix="Add the line that the finding shows to the crontab. Where another host or scheduler does it, disable this"
-        " check.",
+        fix="`opsctl cron install`. Where another host or scheduler does it, disable this check.",
         targets=scheduled,
-        not_configured=NOT_CONFIGURED,
+        not_configured=NO_SCHEDULE,
     ),
     Check(
         id="schedule.ran",

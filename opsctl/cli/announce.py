@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from opsctl.errors import DoctorExit, ExitCode, OpsctlError
@@ -127,17 +128,16 @@ class Announcer:
     @cached_property
     def _monitor(self) -> "Monitor | None":
         """What Sentry watches this command's schedule with, if it has one."""
-        from opsctl.schedule import Schedule
+        from opsctl.cron.jobs import find_job
         from opsctl.telemetry.sentry import Monitor
 
-        schedule, settings = self._session.config.schedule, self._session.config.sentry
-        expression = getattr(schedule, self._command, None)
-        if expression is None:
+        settings = self._session.config.sentry
+        job = find_job(self._session.config, self._command)
+        if job is None:
             return None
+        margin = settings.checkin_margin_minutes + ceil(job.jitter_seconds / 60)
         slug = f"{settings.monitor_prefix}-{self._command}"
-        return Monitor(
-            slug, Schedule(expression, schedule.timezone), settings.checkin_margin_minutes, settings.max_runtime_minutes
-        )
+        return Monitor(slug, job.schedule, margin, settings.max_runtime_minutes)
 
     def _check_in_start(self) -> None:
         if self._sentry is None:

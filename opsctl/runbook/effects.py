@@ -66,6 +66,8 @@ OPSCTL: Mapping[str, Judge] = {
     "notify test": _fixed("change"),
     "cron show": _fixed("observe"),
     "cron check": _fixed("observe"),
+    "cron install": _fixed("change"),
+    "cron remove": _fixed("change"),
 }
 """Those a step may hold. Others ask, go on for ever, or begin runs of their own: ``runbook run``, ``serve``."""
 

@@ -117,7 +117,7 @@ METRICS = (
     ),
     Metric(
         "opsctl_schedule_interval_seconds",
-        "How far apart two runs should be by [schedule]: backup, drill, doctor.",
+        "How far apart two runs should be by [schedule]: backup, drill, doctor, sync, prune.",
         ("schedule",),
     ),
     Metric("opsctl_check_state", "0 ok or skipped, 1 warn, 2 crit, 3 unknown.", ("check", "target")),
@@ -166,7 +166,7 @@ class Known:
     """The repositories that each database's backups belong in."""
     seen: Seen
     intervals: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by schedule: ``backup``, ``drill``, ``doctor``."""
+    """Seconds by schedule: ``backup``, ``drill`` and so on."""
     runs: Mapping[tuple[str, str], RunFacts] = field(default_factory=dict)
     successes: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
     totals: Mapping[tuple[str, str, str], int] = field(default_factory=dict)

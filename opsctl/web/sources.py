@@ -20,7 +20,6 @@ from opsctl.history import FILE as HISTORY_FILE
 from opsctl.history import Checks, History, Run
 from opsctl.incident import Incidents, Summary
 from opsctl.metrics import homes
-from opsctl.schedule import Schedule
 from opsctl.sightings import FILE as SIGHTINGS_FILE
 from opsctl.sightings import Seen, Sightings
 from opsctl.web.catalog import Catalog, Listed
@@ -82,7 +81,7 @@ class Sources:
         is_readable = not problems
         runs = self._guarded(problems, self.recent_runs, None)
         incidents = self._guarded(problems, self.recent_incidents, None)
-        schedule = self._schedule("doctor")
+        schedule = self.config.schedule.of("doctor")
         state, summary, is_stale = judged(
             doctor, now, schedule.interval(now) if schedule else None, is_readable=is_readable
         )
@@ -163,7 +162,7 @@ class Sources:
     def _databases(self, listed: list[Listed], seen: Seen, now: datetime, problems: list[str]) -> tuple[Database, ...]:
         backups = self.merged(listed)
         configured = list(homes(self.config, seen))
-        schedule = self._schedule("backup")
+        schedule = self.config.schedule.of("backup")
         next_at = schedule.next_run(now) if schedule else None
         found = []
         for name in dict.fromkeys([*configured, *backups.by_database]):
@@ -214,10 +213,6 @@ class Sources:
 
         name, signature = f"failures {database.name}", (*self._file(HISTORY_FILE), since.date())
         return self._guarded(problems, lambda: self._if_changed(name, signature, read), ())
-
-    def _schedule(self, name: str) -> Schedule | None:
-        expression = getattr(self.config.schedule, name)
-        return Schedule(expression, self.config.schedule.timezone) if expression else None
 
     def _seen(self) -> Seen:
         return self._if_changed("seen", self._file(SIGHTINGS_FILE), Sightings(self._state).read)

@@ -18,7 +18,10 @@ from opsctl.runbook.files import SHIPPED, read, shipped
 from opsctl.runbook.programs import run_program
 
 ROOT = Path(__file__).parents[2]
-NO_PLACE = {"demo", "incident open", "incident export", "incident close", "bundle", "runbook run", "serve", "init"}
+NO_PLACE = {"demo", "incident open", "incident export", "incident close", "bundle", "runbook run", "serve", "init"} | {
+    "cron run",
+    "run-scheduled",
+}
 """Commands a step must not hold: they begin or end records of their own, or need a person."""
 
 
