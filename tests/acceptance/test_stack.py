@@ -138,7 +138,7 @@ def test_init_on_the_host_finds_the_stack(stack, engine, run_opsctl, compose_plu
     assert run.returncode == 0, run
     result = run.json["result"]
     assert result["services"] == ["api", "bot", "opsctl-page"]
-    assert {each["status"] for each in result["connections"]} == {"ok"}
+    assert {each["status"] for each in result["connections"]} == {"ok"}, result
     written = (stack.folder / "host.toml").read_text()
     assert 'password_env = "POSTGRES_PASSWORD"\nservice = "db"\ntools = "service"' in written
     assert 'url = "http://127.0.0.1:8000/health"' in written
