@@ -4,6 +4,7 @@ They carry the public names, so Dockerfile and compose.yaml are used as they are
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,8 @@ def _wheels(kept: Path) -> Path:
                 sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", f"--python-version={PYTHON}",
                 "--implementation=cp", *abis, *platforms, "--platform=manylinux2014_x86_64", f"--dest={folder}",
                 f"--constraint={ROOT / 'constraints.txt'}", *wanted,
-            ]
+            ],
+            env={**os.environ, "HOME": str(kept)},  # whatever pip starts may write there
         )  # fmt: skip
         mark.write_text(written)
     return folder

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +33,14 @@ def wait_for(condition, what, *, seconds=60):
     return found
 
 
+def free_ports(*names):
+    taken = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
+    ports = {name: each.getsockname()[1] for name, each in taken.items()}
+    for each in taken.values():
+        each.close()
+    return ports
+
+
 @pytest.fixture(scope="module")
 def image(engine, need, pytestconfig, tmp_path_factory):
     """The image of opsctl, built by the Dockerfile as it is."""
@@ -55,6 +64,10 @@ def stack(engine, image, compose_plugin, need, tmp_path_factory):
 
     compose.folder = folder / "stack"
     subprocess.run([compose.folder / "prepare"], check=True)
+    ports = free_ports("API_PORT", "PAGE_PORT", "PROMETHEUS_PORT")
+    with (compose.folder / ".env").open("a") as file:
+        file.writelines(f"{name}={port}\n" for name, port in ports.items())
+    compose.ports = ports
     try:
         compose("up", "--detach", "--no-build", "--wait", "db", "api", "bot", "store", "opsctl-page", "prometheus")
         yield compose
@@ -141,6 +154,6 @@ def test_init_on_the_host_finds_the_stack(stack, engine, run_opsctl, compose_plu
     assert {each["status"] for each in result["connections"]} == {"ok"}, result
     written = (stack.folder / "host.toml").read_text()
     assert 'password_env = "POSTGRES_PASSWORD"\nservice = "db"\ntools = "service"' in written
-    assert 'url = "http://127.0.0.1:8000/health"' in written
+    assert f'url = "http://127.0.0.1:{stack.ports["API_PORT"]}/health"' in written
     run = run_opsctl("backup", "--config", "host.toml", "--json", env=env, cwd=stack.folder)
     assert run.json["result"]["backups"][0]["status"] == "stored", run
