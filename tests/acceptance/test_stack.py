@@ -69,7 +69,7 @@ def stack(engine, image, compose_plugin, need, tmp_path_factory):
         file.writelines(f"{name}={port}\n" for name, port in ports.items())
     compose.ports = ports
     try:
-        compose("up", "--detach", "--no-build", "--wait", "db", "api", "bot", "store", "opsctl-page", "prometheus")
+        compose("up", "--detach", "--no-build", "--wait")
         yield compose
     finally:
         sys.stdout.write(compose("logs", "--no-color", "--tail=40", check=False))
@@ -109,33 +109,28 @@ def test_the_api_the_bot_and_the_checks_see_each_other(stack):
     """Health checks are green by themselves; doctor reaches the API by its service's name."""
     states = [json.loads(line) for line in stack("ps", "--format=json").splitlines()]
     health = {each["Service"]: each["Health"] for each in states}
-    assert {health[name] for name in ("db", "api", "bot", "opsctl-page")} == {"healthy"}
+    assert {health[name] for name in ("db", "api", "bot", "opsctl", "opsctl-page")} == {"healthy"}
     (check,) = ran(stack, "doctor", "http.api")["result"]["checks"]
     assert check["status"] == "ok", check
     events = "psql -h /tmp -U saas -d saasdb -Atc 'select count(*) from events'"
     wait_for(lambda: int(stack("exec", "-T", "db", "sh", "-c", events)) > 0, "the bot's work")
 
 
-def test_prometheus_scrapes_the_page_and_knows_the_alerts(stack, engine):
+def test_prometheus_scrapes_the_page_and_knows_the_alerts(stack):
     """With the token; without it the page answers 401, and its health to everybody."""
-    page, prometheus = (address(stack, engine, name) for name in ("opsctl-page", "prometheus"))
-    assert fetch(f"http://{page}:9778/healthz") == "ok"
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        fetch(f"http://{page}:9778/metrics")
+    page, prometheus = (f"http://127.0.0.1:{stack.ports[name]}" for name in ("PAGE_PORT", "PROMETHEUS_PORT"))
+    assert fetch(f"{page}/healthz") == "ok"
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+        fetch(f"{page}/metrics")
+    refused.value.close()
 
     def is_up():
-        targets = json.loads(fetch(f"http://{prometheus}:9090/api/v1/targets"))["data"]["activeTargets"]
+        targets = json.loads(fetch(f"{prometheus}/api/v1/targets"))["data"]["activeTargets"]
         return [each["health"] for each in targets] == ["up"]
 
     wait_for(is_up, "the first scrape")
-    (group,) = json.loads(fetch(f"http://{prometheus}:9090/api/v1/rules"))["data"]["groups"]
+    (group,) = json.loads(fetch(f"{prometheus}/api/v1/rules"))["data"]["groups"]
     assert "OpsctlBackupMissing" in {rule["name"] for rule in group["rules"]}
-
-
-def address(stack, engine, service):
-    (container,) = stack("ps", "--quiet", service).split()
-    (network,) = engine.inspect(container)["NetworkSettings"]["Networks"].values()
-    return network["IPAddress"]
 
 
 def fetch(url):
@@ -144,16 +139,25 @@ def fetch(url):
 
 
 def test_init_on_the_host_finds_the_stack(stack, engine, run_opsctl, compose_plugin):
-    """The compose file leads to the container: its address, its password by reference, its own pg_dump."""
+    """The compose file leads to the container: its address, its password by reference, its own pg_dump.
+
+    And what a script has dumped before becomes a backup of its date: the way of docs/migrate.md.
+    """
     env = {"DOCKER_HOST": engine.host, "DOCKER_CONFIG": str(compose_plugin)}
     options = ("-o", "host.toml", "--service", "db", "--no-runbook", "--repository", "host-backups")
     run = run_opsctl("init", *options, "--json", env=env, cwd=stack.folder)
     assert run.returncode == 0, run
     result = run.json["result"]
-    assert result["services"] == ["api", "bot", "opsctl-page"]
+    assert result["services"] == ["api", "bot", "opsctl", "opsctl-page"]
     assert {each["status"] for each in result["connections"]} == {"ok"}, result
     written = (stack.folder / "host.toml").read_text()
     assert 'password_env = "POSTGRES_PASSWORD"\nservice = "db"\ntools = "service"' in written
     assert f'url = "http://127.0.0.1:{stack.ports["API_PORT"]}/health"' in written
     run = run_opsctl("backup", "--config", "host.toml", "--json", env=env, cwd=stack.folder)
     assert run.json["result"]["backups"][0]["status"] == "stored", run
+    dump = stack("exec", "-T", "db", "pg_dump", "-h", "/tmp", "-U", "saas", "saasdb")
+    (stack.folder / "saasdb_20251101_030000.sql").write_text(dump)
+    words = ("import", "saasdb_20251101_030000.sql", "--config", "host.toml", "--json")
+    assert run_opsctl(*words, env=env, cwd=stack.folder).returncode == 0
+    listed = run_opsctl("list", "--config", "host.toml", "--json", env=env, cwd=stack.folder).json["result"]["backups"]
+    assert [each["created_at"][:10] for each in listed][1:] == ["2025-11-01"]
