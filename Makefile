@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 WORKERS := $(shell echo $$(( $$(nproc) * 3 )))
 SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd docker.io docker-compose busybox-static \
 	prometheus prometheus-node-exporter prometheus-pushgateway prometheus-alertmanager chromium chromium-driver \
-	zsh fish mandoc man-db
+	zsh fish mandoc man-db mmdebstrap
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types fmt pages docs bench build image acceptance clean
+.PHONY: help setup demo test lint types fmt pages docs bench build image up down acceptance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,7 +58,14 @@ build: setup ## wheel and sdist
 	$(BIN)/python -m build --quiet
 
 image: ## the container image
-	docker build --tag opsctl .
+	docker build --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' opsctl/__init__.py) --tag opsctl .
+
+up: image ## a small SaaS with opsctl around it, in containers
+	@deploy/stack/prepare
+	docker compose --file deploy/stack/compose.yaml up --detach --wait
+
+down: ## end it; its data stays
+	docker compose --file deploy/stack/compose.yaml down
 
 acceptance: setup ## what needs root and apt, or takes minutes; as root it installs the services from Debian
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -11,13 +11,11 @@ from urllib.parse import quote, unquote, urlsplit
 from opsctl.config_file import read_env_file, variables_at
 from opsctl.errors import ConfigurationError
 from opsctl.schedule import time_zone
-from opsctl.services.compose_file import ComposeFile, ComposeService, find_compose_file
+from opsctl.services.compose_file import REFERENCE, ComposeFile, ComposeService, find_compose_file, interpolated
 from opsctl.settings import nearest
 
 POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://", re.IGNORECASE)
 NOT_THE_LIVE_ONE = re.compile(r"test|shadow|direct|unpooled|migrat", re.IGNORECASE)
-REFERENCE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::?[-?+][^}]*)?\}|(?P<plain>\w+))")
-ESCAPED = "$$"
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Surroundings:
         """What a variable of a container will be, as far as that can be told here."""
         written = service.environment.get(name)
         if written is not None:
-            return self._interpolated(written)
+            return interpolated(written, self.variables)
         if name in service.environment:
             return self.variables.get(name)
         for file in reversed(service.env_files):
@@ -123,13 +121,6 @@ class Surroundings:
             if value is not None:
                 return value
         return None
-
-    def _interpolated(self, text: str) -> str:
-        def value(match: re.Match[str]) -> str:
-            default = re.search(r":?-([^}]*)\}", match[0])
-            return self.variables.get(match["braced"] or match["plain"]) or (default[1] if default else "")
-
-        return "$".join(REFERENCE.sub(value, part) for part in text.split(ESCAPED))
 
     def _password(self, compose: ComposeFile, service: ComposeService) -> dict[str, str]:
         """Where the password is: a variable, a file, else the container itself."""

@@ -36,7 +36,7 @@ services:
     environment: { POSTGRES_PASSWORD: "${DB_PASSWORD}" }
   api:
     build: .
-    ports: ["127.0.0.1:18000:8000"]
+    ports: ["127.0.0.1:${API_PORT:-18000}:8000"]
     healthcheck:
       test: curl -fsS http://localhost:8000/health || exit 1
   bot:

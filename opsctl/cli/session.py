@@ -105,7 +105,7 @@ class Session:
         if self._within is not None and self.options.config is None:
             return self._within.config
         config = load_config(self.options.config)
-        names = {*config.databases, *config.repositories, *config.services, "postgres"}
+        names = {*config.databases, *config.repositories, *config.services, "postgres", "opsctl"}
         self.redactor.except_for(names)
         self.redactor.add(config.secrets())
         self.configure_logs(config)

@@ -172,7 +172,8 @@ class Cluster:
                 **self._as_account(),
             )
         with suppress(ProcessLookupError):  # its sessions inherit it, and with it their share of the disk
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, self._niceness)
+            own = os.getpriority(os.PRIO_PROCESS, 0)  # only root may go below it
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, max(own, self._niceness))
         self._wait_until_ready(started_at)
 
     def stop(self) -> None:

@@ -16,6 +16,8 @@ NAMES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.y
 
 POSTGRES_IMAGE = re.compile(r"(?:^|/)(?:postgres(?:ql)?|postgis|timescaledb(?:-ha)?|pgvector)(?:[:@]|$)")
 ADDRESS = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::(\d+))?(/[^\s'\"|;&)]*)?")
+REFERENCE = re.compile(r"\$(?:\{(?P<braced>\w+)(?P<rest>(?::?[-?+][^}]*)?)\}|(?P<plain>\w+))")
+ESCAPED = "$$"
 PUBLISHED = re.compile(r"(?:(?P<host>[\d.]+|\[[^\]]+\]):)?(?P<published>\d+):(?P<target>\d+)(?:/tcp)?")
 
 
@@ -56,6 +58,16 @@ class ComposeFile:
         return [each for each in self.services.values() if each.has_health_check and not each.is_postgres]
 
 
+def interpolated(text: str, variables: Mapping[str, str]) -> str:
+    """What compose makes of the variables in a value; of one that is not set, its default."""
+
+    def value(match: re.Match[str]) -> str:
+        default = re.fullmatch(r":?-(.*)", match["rest"] or "")
+        return variables.get(match["braced"] or match["plain"]) or (default[1] if default else "")
+
+    return "$".join(REFERENCE.sub(value, part) for part in text.split(ESCAPED))
+
+
 def find_compose_file(folder: Path, variables: Mapping[str, str]) -> ComposeFile | None:
     """The compose file of a folder, with its override. Raises ConfigurationError when it cannot be read."""
     path = next((folder / name for name in NAMES if (folder / name).is_file()), None)
@@ -70,7 +82,11 @@ def find_compose_file(folder: Path, variables: Mapping[str, str]) -> ComposeFile
     return ComposeFile(
         path,
         _project(document, folder, variables),
-        {str(name): _service(str(name), each) for name, each in services.items() if isinstance(each, Mapping)},
+        {
+            str(name): _service(str(name), each, variables)
+            for name, each in services.items()
+            if isinstance(each, Mapping)
+        },
         {
             str(name): Path(str(each["file"]))
             for name, each in secrets.items()
@@ -107,7 +123,7 @@ def _project(document: Mapping[str, Any], folder: Path, variables: Mapping[str, 
     return str(given) if given else re.sub(r"[^a-z0-9_-]", "", folder.absolute().name.lower()).lstrip("_-")
 
 
-def _service(name: str, written: Mapping[str, Any]) -> ComposeService:
+def _service(name: str, written: Mapping[str, Any], variables: Mapping[str, str]) -> ComposeService:
     health = written.get("healthcheck")
     test = health.get("test") if isinstance(health, Mapping) and not health.get("disable") else None
     words = " ".join(map(str, test)) if isinstance(test, list) else str(test or "")
@@ -116,7 +132,7 @@ def _service(name: str, written: Mapping[str, Any]) -> ComposeService:
         image=str(written.get("image") or ""),
         has_health_check=bool(words) and words != "NONE",
         has_own_command="entrypoint" in written or not _is_server_command(written.get("command")),
-        health_address=_health_address(words, dict(_published(written.get("ports") or ()))),
+        health_address=_health_address(words, dict(_published(written.get("ports") or (), variables))),
         environment=dict(_pairs(written.get("environment"))),
         env_files=tuple(_paths(written.get("env_file"))),
     )
@@ -142,13 +158,14 @@ def _paths(env_file: Any) -> Iterator[str]:
         yield str(each["path"]) if isinstance(each, Mapping) and "path" in each else str(each)
 
 
-def _published(ports: Any) -> Iterator[tuple[int, str]]:
+def _published(ports: Any, variables: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """Ports of the container, each with the address it has on this host."""
     for each in ports:
         if isinstance(each, Mapping):
-            host, published, target = each.get("host_ip"), str(each.get("published", "")), str(each.get("target", ""))
+            host, target = each.get("host_ip"), str(each.get("target", ""))
+            published = interpolated(str(each.get("published", "")), variables)
         else:
-            match = PUBLISHED.fullmatch(str(each))
+            match = PUBLISHED.fullmatch(interpolated(str(each), variables))
             host, published, target = match.group("host", "published", "target") if match else (None, "", "")
         if published.isdecimal() and target.isdecimal():
             yield int(target), f"{'127.0.0.1' if host in {None, '0.0.0.0', '[::]'} else host}:{published}"  # noqa: S104

@@ -267,7 +267,9 @@ def _postgres() -> bytes:
     """PostgreSQL of this host, with the libraries it is linked with and no more."""
     root = _Root()
     root.busybox()
-    programs = [POSTGRES / "bin" / name for name in ("postgres", "initdb", "psql", "pg_dump", "pg_dumpall")]
+    programs = [
+        POSTGRES / "bin" / name for name in ("postgres", "initdb", "psql", "pg_dump", "pg_dumpall", "pg_isready")
+    ]
     programs.append(POSTGRES / "bin/pg_restore")
     modules = [POSTGRES / "lib" / f"{name}.so" for name in ("plpgsql", "dict_snowball")]
     for path in [*programs, *modules]:
