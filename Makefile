@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 # A test waits for its server nearly half of the time.
 WORKERS := $(shell echo $$(( $$(nproc) * 3 )))
 SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd docker.io docker-compose busybox-static \
-	prometheus prometheus-node-exporter prometheus-pushgateway prometheus-alertmanager chromium chromium-driver
+	prometheus prometheus-node-exporter prometheus-pushgateway prometheus-alertmanager chromium chromium-driver \
+	zsh fish mandoc man-db
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types fmt docs bench build image acceptance clean
