@@ -276,8 +276,6 @@ TYPED = {
 )
 def test_tab(folder, environment, arguments, load):
     """What somebody types and a tab make the whole word, with bash's and zsh's own quoting."""
-    if shutil.which(arguments[0]) is None:
-        pytest.skip(f"there is no {arguments[0]} here")
     with shell(arguments, folder, environment) as (run, tab):
         run(load)
         for typed, line in TYPED.items():
