@@ -10,7 +10,7 @@ SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd doc
 	zsh fish mandoc man-db
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types fmt docs bench build image acceptance clean
+.PHONY: help setup demo test lint types fmt pages docs bench build image acceptance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "opsctl needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV) \
 		|| { echo "Python's venv module is incomplete here. On Debian: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,serve,docs,dev]'
 	@touch $@
 
 demo: setup ## back up, damage, restore and undo on a PostgreSQL of its own
@@ -44,8 +44,12 @@ fmt: setup ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
 
-docs: setup ## write the generated pages anew
+pages: setup ## write the generated pages anew
 	$(BIN)/python docs/generate.py
+
+docs: pages ## the site: generated pages, pictures of real runs, every link checked
+	$(BIN)/python docs/pictures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## measure a backup against pg_dump alone
 	$(BIN)/python bench/run.py
@@ -64,4 +68,4 @@ acceptance: setup ## what needs root and apt, or takes minutes; as root it insta
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m acceptance --require-services --no-header -q -rP
 
 clean: ## remove what was made here
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site
