@@ -526,6 +526,13 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{target}#{anchor}"
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """mkdocs.yml names each page but the decisions, and none that is not there; `make docs` checks the rest."""
+    named = set(re.findall(r"^ +- [^#\n]+: (\S+\.md)$", page("mkdocs.yml"), re.MULTILINE))
+    beside = {"CHANGELOG.md", "CONTRIBUTING.md"}
+    assert named - beside == {path.name for path in DOCS.glob("*.md")}, "add it to nav in mkdocs.yml"
+
+
 def test_every_file_in_docs_is_reachable_from_the_index() -> None:
     reached, waiting = set(), [DOCS / "index.md"]
     while waiting:
