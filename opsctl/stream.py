@@ -164,7 +164,8 @@ def unpacked(pieces: Iterable[bytes], packing: Packing) -> Iterator[bytes]:
             for start in range(0, len(piece), UNPACKED_BYTES):
                 rest = piece[start : start + UNPACKED_BYTES]
                 while rest:
-                    yield part.decompress(rest)
+                    if chunk := part.decompress(rest):
+                        yield chunk
                     is_open, rest = not part.eof, part.unused_data
                     if not is_open:
                         part = begin()

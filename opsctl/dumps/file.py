@@ -110,7 +110,7 @@ class _Reading:
         self._pieces = pieces
 
     def read(self, _size: int = -1) -> bytes:
-        return next(self._pieces, b"")
+        return next((piece for piece in self._pieces if piece), b"")  # an empty one would be the end
 
     def close(self) -> None:
         close = getattr(self._pieces, "close", None)

@@ -51,7 +51,8 @@ class Piece:
     """A piece of a script. Every byte of it is in one of them.
 
     ``tokens`` are a statement's, without comments and its semicolon; words that are no strings or quoted names in upper
-    case. ``command``: one of psql's own, beginning with a backslash; ``is_last`` if the script ends in that line.
+    case. ``command``: one of psql's own, beginning with a backslash; of it, and of a comment, ``is_last``
+    says that the script ends in that line.
     ``rows``: whole lines of COPY data; ``count`` says how many, and ``text`` ends with the closing line if ``is_last``.
     ``inserts``: one row each, all of one table, whose name is the one token.
     """
@@ -94,6 +95,10 @@ class Lexer:
     def begin_copy(self) -> None:
         """The next bytes are rows. Raises Refused unless they begin on a line of their own."""
         match = _BEHIND_COPY.match(self._buffer, self._at)
+        if match is None and not self._buffer[self._at :].strip():
+            raise BackupDamaged(
+                f"The dump ends before the rows of a table, in line {self.line}: it is cut.", hint=CUT_HINT
+            )
         if match is None:
             raise refused(self.line, "a COPY FROM stdin with something behind it")
         self._at = match.end() - 1  # the line break before the first row
@@ -156,7 +161,7 @@ class Lexer:
             text = self._buffer[position:end]
             if kind == "comment":
                 if not tokens:
-                    return self._cut("comment", end)
+                    return replace(self._cut("comment", end), is_last=end == len(self._buffer))
             elif text == b"\\":
                 if tokens:
                     raise refused(self._line_of(position), "a command of psql inside a statement")

@@ -145,6 +145,8 @@ class Script:
         text = piece.text.strip()
         if marker := _HEADER.match(text):
             is_end = marker[2] is not None
+            if piece.is_last and not is_end:
+                return  # the last line, cut
             self.is_cluster = self.is_cluster or marker[1] is not None
             self._headers += not is_end
             self._is_complete = is_end and (marker[1] is not None or not self.is_cluster)

@@ -219,11 +219,11 @@ def test_after_a_connect_it_is_about_another_database():
         read(cluster + parts)
 
 
-@given(st.integers(0, len(DUMP) - 30))
-def test_a_dump_that_is_cut_is_damaged_wherever(place):
-    """Psql itself would say nothing of it, and restore the first half."""
-    with pytest.raises(BackupDamaged):
-        read(DUMP[:place])
+def test_a_dump_that_is_cut_is_damaged_wherever():
+    """Of a cut psql itself would say nothing, and restore the first half."""
+    for place in range(len(DUMP) - 29):
+        with pytest.raises(BackupDamaged):
+            read(DUMP[:place])
 
 
 def test_two_dumps_in_one_file_are_refused():
