@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # A test waits for its server nearly half of the time.
 WORKERS := $(shell echo $$(( $$(nproc) * 3 )))
-SERVICES := postgresql pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd docker.io docker-compose busybox-static \
+SERVICES := postgresql cron systemd pgbouncer radosgw ceph-mon ceph-osd ceph-mgr age zstd docker.io docker-compose busybox-static \
 	prometheus prometheus-node-exporter prometheus-pushgateway prometheus-alertmanager chromium chromium-driver \
 	zsh fish mandoc man-db mmdebstrap
 
