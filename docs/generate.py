@@ -36,6 +36,7 @@ BEGIN_ALERTS = "<!-- begin: generated alerts -->"
 RULES = DOCS.parent / "deploy/prometheus/opsctl.rules.yml"
 
 NOT_RUN = {
+    "import": "it needs old dumps; tests/dumps runs it",
     "runbook lint": "it ends with 10 until the names in the runbook are yours; tests/runbook runs it",
     "cron install": "it changes the crontab; tests/cron runs it",
     "cron remove": "it changes the crontab; tests/cron runs it",

@@ -387,6 +387,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     for path in (orphan / "dump.zst", orphan):
         os.utime(path, (three_days_ago, three_days_ago))
     run("verify", "verify")
+    run("verify", "drill")
     run("list", "list")
     run("show", "show", "latest")
     run("export", "export", "latest", "-o", "saasdb.dump")
@@ -397,6 +398,7 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
     run("prune", "prune")
     saasdb.execute("insert into public.companies (name) values ('one more than in the backup')")
     run("restore", "restore", "latest")  # refused: nobody confirms it
+    run("restore", "restore", "latest", "--plan", "--role", "nobody")
     run("restore", "restore", "latest", "--yes", "saasdb")
     saasdb.execute("update public.users set full_name = 'somebody' where id = 1")
     run("restore --undo", "restore", "--undo", "--yes", "saasdb")
@@ -461,6 +463,9 @@ def real_documents(run_opsctl: Callable[..., Any], saasdb: Any, canned_engine: A
         '[repositories.local]\nurl = "b"\n[repositories.second]\nurl = "c"\n'
     )
     run("sync", "sync")
+    (work / "saasdb.dump").rename(work / "saasdb_20251101_030000.dump")
+    (work / "saasdb_20251102_030000.dump").write_bytes(b"no dump")
+    run("import", "import", "saasdb_20251101_030000.dump", "saasdb_20251102_030000.dump")
     run("repository check", "repository", "check")
     run("init", "init", "-o", "other.toml", "--new-key", "other.key")
     run("config show", "config", "show")
