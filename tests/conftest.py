@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import opsctl
@@ -30,6 +31,9 @@ SERVER = pytest.StashKey[Binaries | None]()
 SOURCE = Path(opsctl.__file__).parents[1]
 DEMO_SQL = SOURCE / "opsctl" / "demo.sql"
 RICH_SQL = Path(__file__).with_name("rich_schema.sql")
+
+hypothesis.settings.register_profile("opsctl")  # a busy machine is no fault
+hypothesis.settings.load_profile("opsctl")
 
 INTERPRETERS = ("PYTHON", "LANG", "LC_", "LD_")
 """Prefixes of variables that an interpreter reads when it starts: such a run is a process of its own."""

@@ -145,7 +145,7 @@ def test_roles_come_first(run_opsctl, shop, target, roles, facts_of):
     refused = run_opsctl("restore", "latest", "--to", url, "--json")
     assert refused.returncode == 16, refused
     assert all(roles[name] in refused.json["error"]["message"] for name in ("owner", "reader", "odd"))
-    assert "--globals" in refused.json["error"]["message"]
+    assert "--globals" in refused.json["error"]["hint"]
     shown = run_opsctl("restore", "latest", "--globals", "--plan", "--to", url, "--json")
     assert shown.returncode == 0, shown
     assert set(shown.json["result"]["missing"]) >= set(roles.values())

@@ -509,7 +509,7 @@ class AnyHistory(RuleBasedStateMachine):
 class TestAnyHistory(AnyHistory.TestCase):
     """No sequence of backups, failures, kills, drills, clock jumps and prunes loses the newest good or a proof."""
 
-    settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+    settings = settings(max_examples=100, stateful_step_count=30)
 
 
 # How long locks may last

@@ -84,7 +84,7 @@ def after_prune(catalogs, plan):
 
 
 @given(stores, st.fixed_dictionaries(dict.fromkeys(NAMES, policies)))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_sync_and_prune_never_undo_each_other(store, retention):
     """What was copied is not pruned at once; what was pruned comes back only in place of a damaged copy; it ends."""
     catalogs = catalogs_of(store)
@@ -105,7 +105,7 @@ def test_sync_and_prune_never_undo_each_other(store, retention):
 
 
 @given(stores, st.fixed_dictionaries(dict.fromkeys(NAMES, policies)))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_only_intact_copies_are_sources(store, retention):
     """A repository never gets what it has, nor anything from a place where it is damaged."""
     catalogs = catalogs_of(store)
@@ -116,7 +116,7 @@ def test_only_intact_copies_are_sources(store, retention):
 
 
 @given(stores, st.fixed_dictionaries(dict.fromkeys(NAMES, policies)))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_newest_proven_copy_of_each_repository_stays(store, retention):
     """What was proven elsewhere adds to what is kept, and never takes the place of a copy that was itself proven."""
     catalogs = catalogs_of(store)

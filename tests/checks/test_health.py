@@ -29,7 +29,7 @@ from opsctl.postgres.wal import Archiver, Replay, Replication, Slot, Standby
 MIB, GIB = 1024**2, 1024**3
 LIMITS = {check.id: check.thresholds for check in ALL_CHECKS}
 HEALTH = ("db.replication", "db.slots", "db.archiver", "db.checksums", "db.collation", "db.invalid_indexes")
-SETTINGS = {"wal_level": "logical", "archive_mode": "on", "archive_command": "exit 1", "max_slot_wal_keep_size": "-1"}
+SETTINGS = {"wal_level": "logical", "archive_mode": "on", "archive_command": "true", "max_slot_wal_keep_size": "-1"}
 
 
 # Judged
@@ -285,6 +285,8 @@ def test_slots_that_keep_wal_are_named_and_dropping_them_helps(doctor, admin, fo
 
 def test_a_failing_archive_command_is_critical_until_it_succeeds(doctor, admin, broken):
     """The failed file is named; after the repair the next try makes it well."""
+    admin.execute("alter system set archive_command = 'exit 1'")
+    admin.execute("select pg_reload_conf()")
     admin.execute("create table if not exists one (); select pg_switch_wal()")
     until(lambda: admin.execute("select failed_count > 0 from pg_stat_archiver").fetchone()[0])
     failing = doctor("db.archiver")["db.archiver"]

@@ -22,7 +22,7 @@ def begun(timetable, now):
     return [(job.command, moment) for job, moment in timetable.due(now)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-7200, 7200), max_size=60))
 def test_no_moment_is_served_twice_or_early(steps):
     """Whatever the clock does, up to three hours back: every run is for a moment of its own that has come."""

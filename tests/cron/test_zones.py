@@ -29,7 +29,7 @@ def moments(schedule, begin, end):
         moment = schedule.next_run(moment)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(EXPRESSIONS),
     st.sampled_from(ZONES),

@@ -318,7 +318,7 @@ PIECE = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(PIECE, max_size=14).map("".join))
 def test_any_text_is_read_and_only_marked_fences_become_steps(text):
     """The line a step begins on carries a fence with a language and its verb; whatever else a text holds never runs."""
@@ -333,7 +333,7 @@ def test_any_text_is_read_and_only_marked_fences_become_steps(text):
             assert found.effect == "manual" or found.commands
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(alphabet=st.sampled_from("ab $X{}'\"\\|;&<>()*?[`\n="), max_size=25))
 def test_a_command_line_is_split_or_refused(text):
     """What is taken has no shell operator outside of quotes, so a shell would run the same single command."""
