@@ -141,7 +141,8 @@ def test_value_too_large_for_its_text(run_opsctl, database, facts_of, only_backu
     assert copy.execute("SELECT length(body), body = repeat('\"', 540000000) FROM huge") == [(540000000, True)]
 
 
-@pytest.mark.parametrize("major", [pytest.param(15, marks=pytest.mark.acceptance), 16])
+@pytest.mark.acceptance
+@pytest.mark.parametrize("major", [15, 16])
 def test_from_an_older_major_to_the_newest(run_opsctl, cluster_of, new_database, facts_of, major):
     """``restore --globals --to`` and then ``restore --to`` bring a database to a fresh server of a newer major."""
     database = new_database(cluster_of(major), "awkward")

@@ -120,6 +120,7 @@ def back_up_under_load(run_opsctl, database, facts_of, count, jobs=1):
     assert len(verified.json["result"]["backups"]) == count
 
 
+@pytest.mark.acceptance
 @pytest.mark.timeout(600)
 def test_backups_of_a_busy_database(run_opsctl, database, facts_of):
     """Under writes, TRUNCATE and DDL every backup succeeds, is one moment, and restores to just its facts."""

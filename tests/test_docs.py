@@ -293,7 +293,7 @@ def sh_blocks(path: Path) -> list[str]:
     return [match["text"] for match in found if match["reason"] is None and match["verb"] is None]
 
 
-FIRST_PAGES = {"README.md", "repository-format.md"}
+FIRST_PAGES = {"quickstart.md", "repository-format.md"}
 """What somebody tries first, and the restore without opsctl; the other pages are tried in the acceptance run."""
 
 

@@ -130,6 +130,7 @@ def test_killed_restore_leaves_no_files(run_opsctl, large):
     assert run_opsctl("restore", "latest", "--yes", large.name, url=large.url).returncode == 0
 
 
+@pytest.mark.acceptance
 def test_repository_stays_prunable(run_opsctl, large):
     """What a killed backup leaves is listed apart, is no backup to anybody, and is pruned after its grace time only."""
     run_opsctl("backup", url=large.url)

@@ -176,6 +176,7 @@ def test_nohup_keeps_its_meaning(run_opsctl, saas, binaries, tmp_path):
 MOMENTS = 5
 
 
+@pytest.mark.acceptance
 @each_signal
 def test_any_moment(run_opsctl, saas, number):
     """At no moment of a backup a signal is lost, shows a traceback, or leaves anything but a whole backup behind."""

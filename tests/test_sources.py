@@ -104,6 +104,7 @@ def standby_of(primary):
         process.wait(timeout=30)
 
 
+@pytest.mark.acceptance
 def test_standby_as_the_source(run_opsctl, primary, new_database, facts_of, only_backup):
     """A hot standby is dumped and counted like its primary; unlogged tables are empty there and have no facts."""
     database = new_database(primary, "shop")
@@ -320,6 +321,7 @@ class OnlyThese(Tools):
         return choose_dump([self._binaries], server_major)
 
 
+@pytest.mark.acceptance
 def test_dumped_by_a_newer_pg_dump(run_opsctl, cluster_of, new_database, facts_of):
     """Its archive restores into a newer server; into one as old as the source it is refused before anything happens."""
     old, new = new_database(cluster_of(16), "old"), new_database(cluster_of(18), "new")

@@ -148,6 +148,7 @@ def test_reconnecting_clients_see_old_or_new(run_opsctl, versioned, databases_li
     assert databases_like(versioned) == [versioned.name, undone.json["result"]["previous_database"]]
 
 
+@pytest.mark.acceptance
 def test_names_near_the_limit_stay_apart(run_opsctl, database):
     """Two databases whose names are the same for 60 bytes: each gets its own staging, previous and undo."""
     admin = replace(database, name="postgres")

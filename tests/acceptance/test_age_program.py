@@ -19,13 +19,10 @@ def run(*command, **options):
     return subprocess.run(command, check=True, capture_output=True, timeout=120, **options).stdout
 
 
-@pytest.fixture(params=["age-keygen", "ssh-keygen", "opsctl"])
+@pytest.fixture(params=["ssh-keygen", "opsctl"])
 def key(request, run_opsctl, need):
-    """A key pair from any of the three programs: the public line, and the file with the secret."""
+    """A key pair of SSH, or of opsctl, which age reads: the public line, and the file with the secret."""
     path = run_opsctl.work / "KEY"
-    if request.param == "age-keygen":
-        run(need("age-keygen"), "-o", path)
-        return run(need("age-keygen"), "-y", path, text=True).strip(), path
     if request.param == "ssh-keygen":
         run(need("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", path)
         return path.with_name("KEY.pub").read_text().strip(), path

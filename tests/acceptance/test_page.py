@@ -114,8 +114,7 @@ def look(browser, url, *, width, scheme="light", motion="no-preference"):
     browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 700, 1440])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (700, "light"), (1440, "dark")])
 def test_everything_can_be_read(page, browser, tmp_path, width, scheme):
     """Every text has the contrast of WCAG's AA; nothing is wider than the window; the console is silent."""
     look(browser, page, width=width, scheme=scheme)

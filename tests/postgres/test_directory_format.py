@@ -56,7 +56,7 @@ CONTENT = st.binary(max_size=1500)
     st.sampled_from([16, 18]),
     st.integers(1, 2000),
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_round_trip(tmp_path_factory, contents, tables, groups, major, size):
     """Tables and large objects come back from pieces of any size; tar reads the stream; it depends on nothing else."""
     files, entries, order, oid = {"toc.dat": contents}, [], ["toc.dat"], 7000
