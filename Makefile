@@ -10,7 +10,7 @@ SERVICES := postgresql cron systemd pgbouncer radosgw ceph-mon ceph-osd ceph-mgr
 	zsh fish mandoc man-db mmdebstrap
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types fmt pages docs bench build image up down acceptance clean
+.PHONY: help setup demo test lint types fmt pages docs bench build image up down acceptance soak services clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,12 +67,17 @@ up: image ## a small SaaS with opsctl around it, in containers
 down: ## end it; its data stays
 	docker compose --file deploy/stack/compose.yaml down
 
-acceptance: setup ## what needs root and apt, or takes minutes; as root it installs the services from Debian
+acceptance: setup services ## what needs root and apt, or takes minutes; as root it installs the services from Debian
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'acceptance and not soak' --require-services --no-header -q -rP
+
+soak: setup services ## what takes longest: kills by the dozen, every kind of dump, the image, the stack, the wheel, the site
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m soak --require-services --no-header -q -rP
+
+services:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		export DEBIAN_FRONTEND=noninteractive; install="apt-get install -y --no-install-recommends -qq $(SERVICES)"; \
 		$$install || { apt-get update -qq && $$install; }; \
 	fi
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m acceptance --require-services --no-header -q -rP
 
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site

@@ -141,7 +141,7 @@ def test_several_sessions_need_a_file_of_this_host(opsctl):
     run = opsctl("restore", "latest", "--jobs", "2", "--plan")
 
     assert run.returncode == 16
-    assert "--jobs" in run.json["error"]["message"]
+    assert "--jobs" in run.json["error"]["hint"]
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def test_extensions_of_a_distribution(run_opsctl, cluster_of, new_database, back
     """pgcrypto, pg_trgm and hstore with data in them: proven where they are, and named where they are not."""
     database = new_database(cluster_of(15))
     database.execute(
-        f"""CREATE EXTENSION pgcrypto; CREATE EXTENSION pg_trgm; CREATE EXTENSION hstore; CREATE ROLE app;
+        f"""CREATE EXTENSION pgcrypto; CREATE EXTENSION pg_trgm; CREATE EXTENSION hstore;
+           DO $$ BEGIN CREATE ROLE app; EXCEPTION WHEN duplicate_object THEN END $$;
            ALTER DATABASE {database.name} OWNER TO app;
            CREATE TABLE t (id int PRIMARY KEY, secret bytea, name text, bag hstore);
            INSERT INTO t SELECT n, digest(n::text, 'sha256'), 'name ' || n, hstore('n', n::text)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
+pytestmark = [pytest.mark.acceptance, pytest.mark.soak, pytest.mark.end_to_end]
 
 KILLS = {"opsctl": 20, "pg_dump": 6}
 SEED = 20261124

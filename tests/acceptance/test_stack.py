@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("docker"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.soak, pytest.mark.xdist_group("docker"), pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 
