@@ -5,6 +5,7 @@ They carry the public names, so Dockerfile and compose.yaml are used as they are
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-BASE, PYTHON, MIRROR = "trixie", "3.13", "http://deb.debian.org/debian"
+BASE, PYTHON = "trixie", "3.13"
 CONTEXT = ("Dockerfile", ".dockerignore", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 
 POSTGRES = """\
@@ -48,12 +49,21 @@ exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp -c fsync=o
 """
 
 
+def _mirror() -> str:
+    """Where this machine has its own packages from."""
+    known = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+    texts = [path.read_text(encoding="utf-8") for path in known if path.is_file()]
+    found = re.search(r"^(?:URIs: +|deb +(?:\[.*?\] +)?)(http\S+)", "\n".join(texts), re.MULTILINE)
+    assert found, "this machine has no source of packages"
+    return found[1]
+
+
 def build_opsctl(engine: Any, kept: Path, work: Path) -> None:
     """The image ``opsctl``. The base, and the wheels, are in ``kept`` from the first run on."""
     base = kept / f"{BASE}.tar"
     if not base.exists():
         partial = base.with_suffix(".partial.tar")
-        _run(["mmdebstrap", "--variant=minbase", "--quiet", BASE, partial, MIRROR])
+        _run(["mmdebstrap", "--variant=minbase", "--quiet", BASE, partial, _mirror()])
         partial.rename(base)
     with base.open("rb") as file:
         _run(["docker", "import", "-", f"debian:{BASE}-slim"], env=engine.environment, stdin=file)
