@@ -141,7 +141,7 @@ def unpack(chunks: Iterator[bytes], folder: Path) -> None:
 
 
 def framed(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks. Raises BackupDamaged unless they are a whole tar: pg_restore waits for ever for the rest of one."""
+    """The same chunks. Raises BackupDamaged unless they are a whole tar: pg_restore waits for the rest for ever."""
     block, left, is_whole = b"", 0, False
     for chunk in chunks:
         place = 0
