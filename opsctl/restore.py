@@ -31,7 +31,7 @@ from opsctl.postgres.databases import (
     gather_statistics,
     grants,
 )
-from opsctl.postgres.directory_format import unpack
+from opsctl.postgres.directory_format import framed, unpack
 from opsctl.postgres.facts import compare, present_facts
 from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server, one
@@ -280,6 +280,8 @@ class Restore:
         with self.repository.open(self.manifest, self.manifest.dump) as file:
             identities = self.keys.identities if self.manifest.encryption else None
             chunks = load(self.manifest.dump, file, advance, identities, packing=self.packing)
+            if self.manifest.format == "directory":
+                chunks = framed(chunks)
             use_list = self.part.use_list if self.part else None
             load_into = partial(
                 self.tools.restore, binaries, self.server, database, flags=flags, jobs=options.jobs, use_list=use_list

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from opsctl.background import in_background
 from opsctl.dumps.examine import count_imported
@@ -21,6 +21,7 @@ from opsctl.errors import (
 )
 from opsctl.keys import Keys
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Facts, Manifest
+from opsctl.postgres.directory_format import framed
 from opsctl.postgres.encodings import read_name
 from opsctl.postgres.feeding import Feeding
 from opsctl.postgres.tools import ContentsReader, Tools, schema_digest
@@ -149,7 +150,7 @@ def _check_decoded(
         with (
             repository.open(manifest, manifest.dump) as file,
             tools.decode(binaries) as child,
-            Feeding(child, load(manifest.dump, file, advance, identities)),
+            Feeding(child, _plain(manifest, file, advance, identities)),
         ):
             counted = count_rows(child.chunks(), manifest.facts.database.encoding)
             code = child.finish()
@@ -171,7 +172,7 @@ def _check_imported(
     advance = start_progress("decoding", manifest.dump.bytes)
     try:
         with repository.open(manifest, manifest.dump) as file:
-            counted = count_imported(manifest, load(manifest.dump, file, advance, identities), tools)
+            counted = count_imported(manifest, _plain(manifest, file, advance, identities), tools)
     except (BackupDamaged, Refused) as error:
         return [error.message]
     return list(_differences(manifest.facts, counted))
@@ -188,7 +189,7 @@ def check_schema(
     with repository.open(manifest, manifest.dump) as file, tools.schema(binaries) as child:
         reader = ContentsReader(child)
         sql = in_background(reader.listing)
-        for chunk in load(manifest.dump, file, lambda _count: None, identities):
+        for chunk in _plain(manifest, file, lambda _count: None, identities):
             reader.feed(chunk)
             if not reader.is_open:
                 break
@@ -200,6 +201,11 @@ def check_schema(
             return
         if found != expected:
             yield "the definitions of tables and other objects in the dump are not those of the manifest"
+
+
+def _plain(manifest: Manifest, file: BinaryIO, advance: Advance, identities: Identities | None) -> Iterator[bytes]:
+    chunks = load(manifest.dump, file, advance, identities)
+    return framed(chunks) if manifest.format == "directory" else chunks
 
 
 def count_rows(chunks: Iterable[bytes], encoding: str = "UTF8") -> dict[tuple[str, str], int]:

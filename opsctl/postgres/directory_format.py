@@ -140,16 +140,49 @@ def unpack(chunks: Iterator[bytes], folder: Path) -> None:
         pass  # the digests cover everything
 
 
-def _header(stream: "_Stream") -> tarfile.TarInfo | None:
-    """What the next file is; None at the end."""
-    block = b"".join(stream.pieces(_BLOCK))
+def framed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same chunks. Raises BackupDamaged unless they are a whole tar: pg_restore waits for the rest for ever."""
+    block, left, is_whole = b"", 0, False
+    for chunk in chunks:
+        place = 0
+        while place < len(chunk) and not is_whole:
+            if left:
+                step = min(left, len(chunk) - place)
+                left -= step
+                place += step
+                continue
+            more = chunk[place : place + _BLOCK - len(block)]
+            block += more
+            place += len(more)
+            if len(block) == _BLOCK:
+                about = _read_header(block)
+                is_whole = about is None
+                left = 0 if about is None else about.size + -about.size % _BLOCK
+                block = b""
+        yield chunk
+    if not is_whole:
+        raise _damaged("it ends too early")
+
+
+def _read_header(block: bytes) -> tarfile.TarInfo | None:
+    """What is said of a file; None at the end. Raises BackupDamaged."""
     if not any(block):
         return None
     try:
         about = tarfile.TarInfo.frombuf(block, "ascii", "strict")
     except (tarfile.TarError, UnicodeDecodeError) as error:
         raise _damaged(f"a header in it is broken ({error})") from None
-    if about.type != tarfile.REGTYPE or not _NAME.fullmatch(about.name) or about.size < 0:
+    if about.size < 0:
+        raise _damaged(f"{about.name!r} in it has a size below zero")
+    return about
+
+
+def _header(stream: "_Stream") -> tarfile.TarInfo | None:
+    """What the next file is; None at the end."""
+    about = _read_header(b"".join(stream.pieces(_BLOCK)))
+    if about is None:
+        return None
+    if about.type != tarfile.REGTYPE or not _NAME.fullmatch(about.name):
         raise _damaged(f"{about.name!r} in it is no file of a dump")
     return about
 
@@ -176,6 +209,6 @@ class _Stream:
 
 def _damaged(how: str) -> BackupDamaged:
     return BackupDamaged(
-        f"The dump's folder does not come out of its tar: {how}.",
+        f"The dump's tar is damaged: {how}.",
         hint="Restore from another repository or an earlier backup; `opsctl verify --all` shows what is intact.",
     )

@@ -38,5 +38,6 @@ class Feeding:
                 pass  # the digests cover everything
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads
             self.error = error
+            self._child.stop()  # pg_restore waits for ever for the rest of a tar
         finally:
             self._child.close_stdin()

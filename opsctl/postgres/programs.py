@@ -56,6 +56,10 @@ class Program(Protocol):
         """Its exit code once it has ended; negative is a signal's number."""
         ...
 
+    def stop(self) -> None:
+        """Tell it to end. May be called by another thread than the one that reads."""
+        ...
+
     def end(self) -> None:
         """Make sure it and all it has started are gone; also after it has ended by itself."""
         ...
@@ -167,6 +171,10 @@ class HostProgram:
         if code < 0:
             self._signal_group(signal.SIGKILL)  # its workers finish what they are at, and nobody wants that any more
         return code
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._signal_group(signal.SIGTERM)
 
     def end(self) -> None:
         """SIGTERM, so that it can cancel its query, then SIGKILL."""

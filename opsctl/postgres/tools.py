@@ -272,6 +272,10 @@ class Child:
         self._reader.join()
         return self._code
 
+    def stop(self) -> None:
+        """Tell it to end, from whatever thread."""
+        self._program.stop()
+
     def end(self) -> None:
         """Make sure it and all it has started are gone."""
         self._program.end()

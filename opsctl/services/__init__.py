@@ -128,6 +128,10 @@ class Execution(Protocol):
         """Its exit code, negative for a signal's number; the rest of its output is thrown away."""
         ...
 
+    def stop(self) -> None:
+        """Tell it to end, from whatever thread."""
+        ...
+
     def end(self) -> None:
         """Make sure it and all it has started are gone."""
         ...

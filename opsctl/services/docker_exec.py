@@ -129,6 +129,11 @@ class DockerExecution:
         code = self._require_mark()
         return 128 - code if code > 128 else code
 
+    def stop(self) -> None:
+        self._started.wait(END_SECONDS)
+        if self._program is not None and self._reader.is_alive():
+            self._signal("TERM", self._program)
+
     def end(self) -> None:
         self._output.discard()
         self._started.wait(END_SECONDS)

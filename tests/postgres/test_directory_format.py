@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsctl.errors import BackupDamaged, DumpFailed
-from opsctl.postgres.directory_format import packed, unpack
+from opsctl.postgres.directory_format import framed, packed, unpack
 
 
 class Dump:
@@ -78,6 +78,7 @@ def test_round_trip(tmp_path_factory, contents, tables, groups, major, size):
     unpack(in_pieces(streams[0], size), folder / "back")
 
     assert read(folder / "back") == files
+    assert b"".join(framed(in_pieces(streams[0], size))) == streams[0]
     assert streams[0] == streams[1]
     with tarfile.open(fileobj=io.BytesIO(streams[0])) as archive:
         assert archive.getnames() == order
@@ -138,6 +139,8 @@ def test_every_cut_and_every_bit_of_its_frame(tmp_path):
         folder.mkdir()
         with pytest.raises(BackupDamaged):
             unpack(iter([stream[:length]]), folder)
+        with pytest.raises(BackupDamaged):
+            list(framed(in_pieces(stream[:length], 100)))
     content = {start + n for name in ("toc.dat", "1.dat", "blob_7.dat") for start, n in places(stream, FILES[name])}
     for number, place in enumerate(range(0, end - 512, 11)):
         if place in content:
@@ -183,6 +186,6 @@ def test_nothing_but_files_of_a_dump_comes_out(tmp_path, name, kind):
     stream = first.tobuf(tarfile.GNU_FORMAT) + second.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(BackupDamaged, match="does not come out of its tar"):
+    with pytest.raises(BackupDamaged, match="tar is damaged"):
         unpack(iter([stream]), folder)
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "toc.dat"]
