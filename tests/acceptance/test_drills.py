@@ -211,7 +211,7 @@ def test_a_lent_server_that_hangs_is_let_go(run_opsctl, saas, only_backup, binar
             assert connection.execute("select datname from pg_database where datname ~ 'opsctl'").fetchall() == []
 
 
-@pytest.fixture(params=[1, 2], ids=["custom", "directory"])
+@pytest.fixture(params=[pytest.param(1, id="custom"), pytest.param(2, id="directory", marks=pytest.mark.soak)])
 def hidden(request, run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_path):
     """``hidden.plain``, a dump, and ``hidden.found(changed)``: what tells of other bytes in its place.
 
