@@ -33,7 +33,7 @@ SOURCE = Path(opsctl.__file__).parents[1]
 DEMO_SQL = SOURCE / "opsctl" / "demo.sql"
 RICH_SQL = Path(__file__).with_name("rich_schema.sql")
 
-hypothesis.settings.register_profile("opsctl")  # a busy machine is no fault
+hypothesis.settings.register_profile("opsctl", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("opsctl")
 
 INTERPRETERS = ("PYTHON", "LANG", "LC_", "LD_")

@@ -141,7 +141,7 @@ def lines(config: "Config", jobs: list[Job], *, machine: tzinfo, now: datetime, 
     for job in jobs:
         translation = translated(job.schedule, machine, year=now.year)
         words = command_line(config, job)
-        if job.delay_seconds or not translation.is_exact:
+        if job.jitter_seconds or not translation.is_exact:
             due = [] if translation.is_exact else ["--if-due"]
             words = [*program(config), "cron", "run", job.command, "--quiet", *due, *named_file(config)]
         command = f"cd {shlex.quote(str(config.folder.absolute()))} && {shlex.join(words)}".replace("%", r"\%")
