@@ -306,6 +306,7 @@ def pages_with_examples() -> list[Any]:
     return [path if path.name in FIRST_PAGES else pytest.param(path, marks=pytest.mark.acceptance) for path in found]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", pages_with_examples(), ids=name_of)
 def test_shell_examples_run(path: Path, shell: Shell) -> None:
     """Page by page, from top to bottom. Only README and quickstart take their first backup themselves."""

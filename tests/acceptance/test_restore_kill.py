@@ -34,7 +34,7 @@ def cluster(binaries):
         yield running
 
 
-def wait_for(condition, what, *, seconds=30):
+def wait_for(condition, what, *, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
