@@ -193,7 +193,8 @@ def _drills_of(session: "Session", database: str) -> "Drills":
     """How backups of a database are drilled; without assertions when it is not configured any more."""
     from opsctl.drill import Assertion, Drills
     from opsctl.drill_container import InContainer
-    from opsctl.drill_servers import Candidate, DrillRecords, Scratch, Throwaway, throwaways
+    from opsctl.drill_records import DrillRecords
+    from opsctl.drill_servers import Candidate, Scratch, Throwaway, throwaways
     from opsctl.postgres.binaries import find_binaries
     from opsctl.postgres.tools import Tools
 
@@ -240,7 +241,7 @@ def _drills_of(session: "Session", database: str) -> "Drills":
 
 def _remove_leftovers(session: "Session") -> None:
     """Remove what drills that were killed have left on this host and on the scratch server."""
-    from opsctl.drill_servers import DrillRecords
+    from opsctl.drill_records import DrillRecords
     from opsctl.services.docker_throwaway import ThrowawayContainers
 
     open_scratch = partial(_scratch_server, session) if session.config.drill.scratch_url else None
