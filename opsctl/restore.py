@@ -115,7 +115,9 @@ class Restore:
         facts = self.facts
         count_rows = not self.options.into or self.options.data_only
         target = inspect_target(self.server, self.database, facts.requires, self._own_properties, count_rows=count_rows)
-        options = replace(self.options, replica_count=len(self.swap_settings.replicas))
+        options = replace(
+            self.options, replica_count=len(self.swap_settings.replicas), is_trusted=bool(self.keys.trusted)
+        )
         planned = plan_restore(
             replace(self.manifest, facts=facts),
             target,

@@ -46,6 +46,9 @@ class RestoreOptions:
     replica_count: int = 0
     """Standbys whose sessions can be ended, because ``replica_urls`` names them."""
 
+    is_trusted: bool = False
+    """Whether the backup must be signed by a key that is trusted."""
+
 
 @dataclass(frozen=True)
 class TableLoss:
@@ -372,6 +375,11 @@ def _remarks(manifest: Manifest, target: Target, options: RestoreOptions, mode: 
         yield f"standbys whose sessions go on reading the old database: {', '.join(target.standbys)} (replica_urls)"
     if mode == "in_place":
         yield "there is no undo: the live database is overwritten in one transaction"
+    if target.is_superuser and not options.is_trusted:
+        yield (
+            "loaded by a superuser: functions that the dump brings run with all rights, also outside of the database;"
+            " load one that you do not trust as its owner (--to URL)"
+        )
     for table in manifest.excluded_tables:
         yield f"the data of {table} is not in the backup"
     for warning in manifest.warnings:

@@ -201,6 +201,7 @@ def test_obstacles_add_up():
         (MANIFEST, replace(TARGET, free_bytes=None), None, "unknown"),
         (MANIFEST, live(not_carried_over=("setting x was not carried over",)), None, "setting x"),
         (MANIFEST, TARGET, RestoreOptions(in_place=True), "no undo"),
+        (MANIFEST, replace(TARGET, is_superuser=True), None, "loaded by a superuser"),
         (replace(MANIFEST, excluded_tables=("public.log",)), TARGET, None, "public.log"),
         (replace(MANIFEST, warnings=("subscription s was not dumped",)), TARGET, None, "subscription s"),
     ],
@@ -233,6 +234,11 @@ def test_superuser_has_no_obstacles_of_rights():
     """A superuser restores every role's objects and everything only a superuser can."""
     manifest = facts(owners=(OwnedObjects("bob", 1, ("table x",)),), superuser_objects=("event trigger e",))
     assert plan(manifest, replace(TARGET, is_superuser=True)).would_work
+
+
+def test_code_that_somebody_trusted_has_signed_is_no_remark():
+    """What a superuser loads runs with all rights; that is said unless backups must be signed."""
+    assert plan(target=replace(TARGET, is_superuser=True), options=RestoreOptions(is_trusted=True)).warnings == ()
 
 
 def test_standby_that_can_be_told_is_no_remark():
