@@ -1,6 +1,7 @@
 """Restore: plan → staging database → checked → swapped in one transaction."""
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,9 @@ class Restored:
     swapped: bool
     outage_seconds: float | None
     evidence: str | None
+    seconds: float | None = None
+    """How long a restore took from its lock to its end; an undo takes none."""
+
     warnings: tuple[str, ...] = ()
     removed_leftovers: tuple[str, ...] = ()
 
@@ -178,6 +182,7 @@ class Restore:
         Raises Refused when something stands in the way, BackupDamaged, RestoreFailed; then the live database is as
         it was and nothing that was created is left.
         """
+        started = time.monotonic()
         with database_lock(self.server, self.database, command="restore", state_path=self.state_path, now=clock()):
             leftovers = remove_leftovers(self.server, self.database)
             self._staging.remove_leftovers()
@@ -193,7 +198,8 @@ class Restore:
                 restored = self._overwrite(plan, advance)
             else:
                 restored = self._stage_and_swap(plan, plan.staging_database, advance, clock)
-        return plan, replace(restored, removed_leftovers=tuple(leftovers))
+        seconds = round(time.monotonic() - started, 3)
+        return plan, replace(restored, seconds=seconds, removed_leftovers=tuple(leftovers))
 
     def _overwrite(self, plan: RestorePlan, advance: Advance) -> Restored:
         """Load into the database itself, in one transaction: it succeeds as a whole or changes nothing."""

@@ -75,12 +75,13 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class ExpectedTime:
-    """How long a restore will take: a drill of ``backup_id``, at ``measured_at``, took ``measured_seconds``."""
+    """How long a restore will take: that of ``backup_id``, in a drill or ours, took ``measured_seconds``."""
 
     seconds: float
     backup_id: str
     measured_seconds: float
     measured_at: datetime
+    measured_by: Literal["drill", "restore"] = "drill"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opsctl.history import MeasuredRestore
 from opsctl.manifest import (
     DatabaseProperties,
     ExtensionFacts,
@@ -18,8 +19,10 @@ from opsctl.manifest import (
 )
 from opsctl.postgres.swap import cut, is_ours, previous_name, put_aside_at, staging_name
 from opsctl.postgres.target import LiveDatabase, Target
+from opsctl.repository import Backup, Evidence, Repository, StoredBackup
 from opsctl.restore_plan import SMALL_BYTES, Obstacle, RestoreOptions, plan_restore
-from opsctl.restore_time import MeasuredRestore, in_proportion
+from opsctl.restore_time import expected_time, in_proportion
+from opsctl.storage.local import LocalStorage
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 PROPERTIES = DatabaseProperties(
@@ -330,6 +333,24 @@ def test_expected_time_is_in_proportion_to_the_size(own, seconds, bytes_):
     ratio = 1 if own else MANIFEST.dump.bytes / max(1, bytes_)
     assert made.seconds == pytest.approx(seconds * ratio, abs=0.001)
     assert (made.backup_id, made.measured_seconds, made.measured_at) == (measured.backup_id, seconds, NOW)
+
+
+def test_a_restore_into_this_server_tells_more_than_a_drill_elsewhere(tmp_path):
+    """Unless its dump was of quite another size: then the drill does, and without one it is better than nothing."""
+    repository = Repository("local", LocalStorage(tmp_path))
+    repository.record_evidence(MANIFEST, "counted", "pass", at=NOW, details={"restore_seconds": 7})
+    drilled = [Backup((StoredBackup("local", MANIFEST, False, (Evidence("counted", True, NOW),)),))]
+    repositories = {"local": repository}
+    alike, small = (MeasuredRestore("shop-other", bytes_, 4, NOW) for bytes_ in (900, 90))
+    assert [
+        (found.measured_by, found.seconds)
+        for found in (
+            expected_time(MANIFEST, drilled, repositories, alike),
+            expected_time(MANIFEST, drilled, repositories, small),
+            expected_time(MANIFEST, (), {}, small),
+        )
+    ] == [("restore", 4.444), ("drill", 7), ("restore", 44.444)]
+    assert expected_time(MANIFEST, (), {}) is None
 
 
 @given(needed=st.integers(1, 1 << 45), free=st.one_of(st.none(), st.integers(0, 1 << 45)), accepted=st.booleans())

@@ -53,10 +53,12 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
 def _time(planned: "RestorePlan", now: datetime) -> str:
     expected = planned.expected
     if expected is None:
-        return "unknown: no drill of this database has measured it"
+        return "unknown: nothing of this database was restored or drilled yet"
     if expected.backup_id == planned.backup_id:
-        return f"about {duration(expected.seconds)}, as in its drill {age(expected.measured_at, now)} ago"
-    took = f"a drill of {expected.backup_id} took {duration(expected.measured_seconds)}"
+        return (
+            f"about {duration(expected.seconds)}, as in its {expected.measured_by} {age(expected.measured_at, now)} ago"
+        )
+    took = f"a {expected.measured_by} of {expected.backup_id} took {duration(expected.measured_seconds)}"
     return f"about {duration(expected.seconds)}; {took}"
 
 
