@@ -240,7 +240,7 @@ def watching(
 
 def allowed_disk(folder: Path, manifest: Manifest, max_bytes: int | None) -> int:
     """How many bytes of disk the drill may take there. Raises OpsctlError when it needs more."""
-    data = manifest.database_bytes or 3 * manifest.dump.bytes
+    data = manifest.restored_bytes
     needed = data + min(data, WAL_BYTES) + BASE_BYTES
     try:
         free = max(0, _free(folder) - RESERVE_BYTES)

@@ -37,13 +37,13 @@ def expected_time(
 
 
 def _is_alike(manifest: Manifest, measured: MeasuredRestore) -> bool:
-    smaller, larger = sorted((manifest.dump.bytes, measured.dump_bytes))
+    smaller, larger = sorted((manifest.plain_bytes, measured.dump_bytes))
     return larger <= ALIKE * smaller
 
 
 def in_proportion(manifest: Manifest, measured: MeasuredRestore) -> ExpectedTime:
     """The measured time; in proportion to the dump's size where it is another backup's. Pure."""
-    ratio = 1.0 if measured.backup_id == manifest.id else manifest.dump.bytes / max(1, measured.dump_bytes)
+    ratio = 1.0 if measured.backup_id == manifest.id else manifest.plain_bytes / max(1, measured.dump_bytes)
     seconds = round(measured.seconds * ratio, 3)
     return ExpectedTime(seconds, measured.backup_id, measured.seconds, measured.at, measured.by)
 
@@ -68,7 +68,7 @@ def read_measured(
     for drilled_manifest, evidence, repository in drilled[:MOST_READS]:
         seconds = _restore_seconds(repository, drilled_manifest, evidence)
         if seconds is not None:
-            return MeasuredRestore(drilled_manifest.id, drilled_manifest.dump.bytes, seconds, evidence.at, "drill")
+            return MeasuredRestore(drilled_manifest.id, drilled_manifest.plain_bytes, seconds, evidence.at, "drill")
     return None
 
 

@@ -12,6 +12,7 @@ from opsctl.manifest import (
     DatabaseProperties,
     ExtensionFacts,
     Facts,
+    Imported,
     Manifest,
     OwnedObjects,
     StoredFile,
@@ -162,7 +163,7 @@ BLOCKERS = [
     (MANIFEST, live(logical_slots=("slot 1",)), "slot 1"),
     (MANIFEST, live(subscriptions=("sub 1",)), "sub 1"),
     (MANIFEST, live(protected_sessions=("pid 7 (root, psql)",)), "pid 7"),
-    (MANIFEST, replace(TARGET, free_bytes=4999), "4,999"),
+    (MANIFEST, replace(TARGET, free_bytes=4096), "4.0 KiB free"),
     (replace(MANIFEST, database_bytes=SMALL_BYTES + 1), replace(TARGET, free_bytes=None), "--accept-unknown-disk"),
 ]
 
@@ -192,7 +193,7 @@ def test_obstacles_add_up():
     [
         (replace(MANIFEST, pg_dump_version="16.9"), replace(TARGET, major=15), None, "older (15)"),
         (replace(MANIFEST, pg_dump_version="18.1"), replace(TARGET, major=17), None, "older (17)"),
-        (MANIFEST, replace(TARGET, writes_wal=True), None, "5,000 bytes of WAL"),
+        (MANIFEST, replace(TARGET, writes_wal=True), None, "4.9 KiB of WAL"),
         (MANIFEST, replace(TARGET, available_extensions={"plpgsql": "1.1"}), None, "plpgsql is 1.1 here, it was 1.0"),
         (
             MANIFEST,
@@ -351,6 +352,15 @@ def test_a_restore_into_this_server_tells_more_than_a_drill_elsewhere(tmp_path):
         )
     ] == [("restore", 4.444), ("drill", 7), ("restore", 44.444)]
     assert expected_time(MANIFEST, (), {}) is None
+
+
+def test_disk_of_a_dump_that_tells_no_size():
+    """Three times its SQL is a guess, said where it does not fit; what has no room for the SQL itself is refused."""
+    imported = Imported("f", 1, "0", NOW, "name", sql_bytes=8000)  # compressed inside: the dump has 1,000 bytes
+    manifest = replace(MANIFEST, database_bytes=None, imported=imported)
+    plans = [plan(manifest, replace(TARGET, free_bytes=free)) for free in (24_000, 23_999, 8000, 7999)]
+    assert [(each.would_work, len(each.warnings)) for each in plans] == [(True, 0), (True, 1), (True, 1), (False, 0)]
+    assert plans[0].database_bytes == 24_000
 
 
 @given(needed=st.integers(1, 1 << 45), free=st.one_of(st.none(), st.integers(0, 1 << 45)), accepted=st.booleans())

@@ -63,8 +63,8 @@ def test_rows_that_would_be_lost_are_shown_before_the_swap(run_opsctl, back_up, 
     saas.execute("INSERT INTO companies (name) VALUES ('one more')")
     run = run_opsctl("restore", "latest", "--yes", saas.name)
 
-    assert "1 rows of public.companies" in run.stderr
-    assert "1 rows of public.companies" not in run.stdout
+    assert "1 row of public.companies" in run.stderr
+    assert "1 row of public.companies" not in run.stdout
     assert "as in its restore" in run_opsctl("restore", "latest", "--plan").stdout
 
 

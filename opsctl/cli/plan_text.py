@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from opsctl.amounts import age, duration, size
+from opsctl.amounts import age, counted, duration, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +21,7 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    rows = f", {planned.rows:,} rows" if planned.rows is not None else ""
+    rows = f", {counted(planned.rows, 'row')}" if planned.rows is not None else ""
     table.add_row("Restore", f"{planned.backup_id} ({size(planned.dump_bytes)}{rows})")
     worth = f"proven: {proven.level}, {age(proven.at, now)} ago" if proven else "nothing proven yet"
     table.add_row("Taken", f"{age(planned.taken_at, now)} ago; {worth}")
@@ -67,7 +67,9 @@ def _losses(planned: "RestorePlan") -> list[str]:
     shown, others = planned.losses[:SHOWN_LOSSES], planned.losses[SHOWN_LOSSES:]
     lines = [_loss(loss) for loss in shown]
     if others:
-        lines.append(f"{sum(loss.lost_rows for loss in others):,} rows of {len(others)} more tables")
+        lines.append(
+            f"{counted(sum(loss.lost_rows for loss in others), 'row')} of {counted(len(others), 'more table')}"
+        )
     if len(planned.losses) > 1:
         lines.insert(0, f"{planned.lost_rows:,} rows in all, of {len(planned.losses)} tables:")
     if planned.uncounted:
@@ -79,4 +81,4 @@ def _losses(planned: "RestorePlan") -> list[str]:
 
 def _loss(loss: "TableLoss") -> str:
     before = f"{loss.backup_rows:,} in the backup" if loss.in_backup else "none of its data is in the backup"
-    return f"{loss.lost_rows:,} rows of {loss.schema}.{loss.name} ({loss.live_rows:,} now, {before})"
+    return f"{counted(loss.lost_rows, 'row')} of {loss.schema}.{loss.name} ({loss.live_rows:,} now, {before})"

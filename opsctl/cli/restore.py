@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.catalog import choose_from, read_catalog
-from opsctl.cli.output import Outcome, age, duration, size
+from opsctl.cli.output import Outcome, age, counted, duration, size
 from opsctl.cli.plan_text import plan_text
 from opsctl.cli.restore_source import RestoreSource, part_of, require_backup, source_of_backup, source_of_file
 from opsctl.cli.roles import create_missing_roles
@@ -204,7 +204,7 @@ def _chosen(session: "Session", catalog: "Catalog", backup_id: str | None, befor
     now = session.clock()
     for number, backup in enumerate(backups, 1):
         proven = f", {backup.proven.level}" if backup.proven else ""
-        rows = f", {backup.manifest.facts.rows:,} rows" if backup.manifest.facts.rows is not None else ""
+        rows = f", {counted(backup.manifest.facts.rows, 'row')}" if backup.manifest.facts.rows is not None else ""
         size_text = size(backup.manifest.dump.bytes)
         session.output.show(f"{number:3}  {backup.id}  {age(backup.created_at, now)} ago, {size_text}{rows}{proven}")
     answer = session.ask(f"Which one? [1-{len(backups)}]")
@@ -259,7 +259,7 @@ def _remember(session: "Session", source: RestoreSource, wanted: "Restore", rest
     from opsctl.history import MeasuredRestore
 
     if wanted.part is None and restored.seconds is not None:
-        measured = MeasuredRestore(wanted.manifest.id, wanted.manifest.dump.bytes, restored.seconds, session.clock())
+        measured = MeasuredRestore(wanted.manifest.id, wanted.manifest.plain_bytes, restored.seconds, session.clock())
         remember_restore(session, source.database, _identity(wanted.server), measured)
 
 
