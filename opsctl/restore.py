@@ -136,7 +136,7 @@ class Restore:
         fire = "triggers fire while the rows come in: only a superuser can hold them off"
         does_fire = self.options.data_only and not self._holds_off_triggers
         warnings = (*planned.warnings, *([fire] if does_fire else []))
-        return replace(planned, along=self.part.along, missing=self.part.missing, warnings=warnings)
+        return replace(planned, along=self.part.along, missing=self.part.missing, is_part=True, warnings=warnings)
 
     @property
     def facts(self) -> Facts:
@@ -373,7 +373,8 @@ class Restore:
             if differences:
                 raise CopyDiffers(differences)
             remarks = gather_statistics(connection)
-        return {"none": "restored", "counts": "counted", "content": "content"}[facts.level], remarks
+        level = facts.level if self.part is None or self.part.with_rows else "none"
+        return {"none": "restored", "counts": "counted", "content": "content"}[level], remarks
 
     def _clean_up(self, staging: str) -> None:
         """Drop the staging database; after a finished swap there is none of that name. The first error is the one."""

@@ -116,6 +116,8 @@ class RestorePlan:
     """What comes with the part that is restored."""
     missing: tuple[str, ...] = ()
     """What is left out of it although it belongs to it."""
+    is_part: bool = False
+    """Whether not all is restored: then time and disk are at most those of the whole."""
 
     @property
     def blockers(self) -> tuple[str, ...]:

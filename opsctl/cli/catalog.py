@@ -186,7 +186,7 @@ def _details(backup: "Backup") -> list["RenderableType"]:
     for key, value in (
         ("Backup", manifest.id),
         ("Database", f"{manifest.database}, owner {facts.database.owner or 'unknown'}, {facts.database.encoding}"),
-        ("Taken", f"{format_time(manifest.started_at)} on {manifest.host}, in {duration(manifest.duration_seconds)}"),
+        ("Taken", _taken(manifest)),
         ("Server", f"PostgreSQL {manifest.server_version}, dumped by pg_dump {manifest.pg_dump_version}"),
         *_imported(manifest),
         ("In", ", ".join(backup.repositories) + (" (pinned)" if backup.pinned else "")),
@@ -194,7 +194,7 @@ def _details(backup: "Backup") -> list["RenderableType"]:
         ("Encrypted to", "\n".join(manifest.encryption.recipients) if manifest.encryption else "nobody"),
         ("Signed by", manifest.signature.public_key if manifest.signature else "nobody"),
         ("Extensions", ", ".join(f"{each.name} {each.version or ''}".rstrip() for each in facts.extensions) or "none"),
-        ("Roles", ", ".join(facts.roles)),
+        ("Roles", ", ".join(facts.roles) or "none"),
         ("By hand", manifest.restore_command),
     ):
         about.add_row(f"{key}:", value)
@@ -212,13 +212,21 @@ def _details(backup: "Backup") -> list["RenderableType"]:
     return [about, "", files, "", tables, *warnings]
 
 
+def _taken(manifest: "Manifest") -> str:
+    at = format_time(manifest.started_at)
+    return at if manifest.imported else f"{at} on {manifest.host}, in {duration(manifest.duration_seconds)}"
+
+
 def _imported(manifest: "Manifest") -> list[tuple[str, str]]:
     """Where a dump comes from that opsctl did not take, and what it does not tell."""
     imported = manifest.imported
     if imported is None:
         return []
     return [
-        ("Imported", f"from {imported.file} at {format_time(imported.at)}, {manifest.format} format"),
+        (
+            "Imported",
+            f"on {manifest.host}, from {imported.file} at {format_time(imported.at)}, {manifest.format} format",
+        ),
         ("Not known", ", ".join(imported.unknown)),
     ]
 

@@ -34,7 +34,7 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
     else:
         table.add_row("Fills" if planned.mode == "fill" else "Creates", f"database {planned.database}")
     free = size(planned.free_bytes) if planned.free_bytes is not None else "unknown"
-    table.add_row("Disk", f"needs about {size(planned.database_bytes)}, free {free}")
+    table.add_row("Disk", f"needs {_about(planned)} {size(planned.database_bytes)}, free {free}")
     table.add_row("Takes", _time(planned, now))
     for number, loss in enumerate(_losses(planned)):
         table.add_row("" if number else "Loses", loss)
@@ -59,7 +59,12 @@ def _time(planned: "RestorePlan", now: datetime) -> str:
             f"about {duration(expected.seconds)}, as in its {expected.measured_by} {age(expected.measured_at, now)} ago"
         )
     took = f"a {expected.measured_by} of {expected.backup_id} took {duration(expected.measured_seconds)}"
-    return f"about {duration(expected.seconds)}; {took}"
+    return f"{_about(planned)} {duration(expected.seconds)}; {took}"
+
+
+def _about(planned: "RestorePlan") -> str:
+    """What is known of the whole is the most that a part of it takes."""
+    return "at most" if planned.is_part else "about"
 
 
 def _losses(planned: "RestorePlan") -> list[str]:

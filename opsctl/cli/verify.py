@@ -103,7 +103,7 @@ def _verified(session: "Session", wanted: Wanted) -> Outcome:
         _remove_leftovers(session)
     results = [_unreadable(each) for each in damaged]
     results += [_verify(session, backup, drill=wanted.drill) for backup in backups]
-    text = [f"{OUTCOMES[each['outcome']]:16} {each['id']}  {_told(each)}" for each in results]
+    text = [line for each in results for line in _told(each)]
     fields = {"verified": len(results), "failed": sum(each["outcome"] == "fail" for each in results)}
     fields |= {"database": ",".join(databases)}
     outcomes = {each["outcome"] for each in results}
@@ -284,8 +284,21 @@ def _unreadable(incomplete: "Incomplete") -> dict[str, Any]:
     }
 
 
-def _told(result: dict[str, Any]) -> str:
+def _told(result: dict[str, Any]) -> "Iterator[str]":
     seconds = result["restore_seconds"]
-    restored = f", restored in {duration(seconds)} by {result['restored_on']}" if seconds else ""
-    proven = f"{result['evidence']}{restored}"
-    return "; ".join(result["problems"] or [proven, *result["notes"]])
+    proven = f"  {result['evidence']}" if result["outcome"] == "pass" else ""
+    restored = f", restored in {duration(seconds)}" if proven and seconds else ""
+    yield f"{OUTCOMES[result['outcome']]:16} {result['id']}{proven}{restored}"
+    if result["restored_on"]:
+        yield f"  by {result['restored_on']}"
+    yield from (f"  {problem}" for problem in _once(result["problems"]))
+    yield from (f"  note: {note}" for note in _once(result["notes"]))
+
+
+def _once(said: list[str]) -> "Iterator[str]":
+    """What is said of several repositories alike, once, with all their names."""
+    places: dict[str, list[str]] = {}
+    for each in said:
+        place, _, what = each.partition(": ")
+        places.setdefault(what, []).append(place)
+    return (f"{', '.join(names)}: {what}" for what, names in places.items())
