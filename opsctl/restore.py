@@ -113,6 +113,8 @@ class Restore:
     """How it is compressed, where opsctl did not write it."""
     part: Selected | None = None
     """What of it is restored, where that is not all."""
+    remarks: tuple[str, ...] = ()
+    """What its plan should warn of besides."""
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
@@ -131,6 +133,7 @@ class Restore:
             other_obstacles=self._obstacles(),
             expected=self.expected,
         )
+        planned = replace(planned, warnings=(*self.remarks, *planned.warnings))
         if self.part is None:
             return planned
         fire = "triggers fire while the rows come in: only a superuser can hold them off"

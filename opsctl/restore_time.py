@@ -15,6 +15,9 @@ MOST_READS = 5
 """How many pieces of evidence are read at most: each is a request to the storage."""
 
 
+LEAST_SECONDS = 1
+"""What a restore takes however small the dump is: a database is made, compared and swapped in."""
+
 ALIKE = 2
 """Dumps of which the larger has at most so many times the bytes of the other are alike."""
 
@@ -44,7 +47,7 @@ def _is_alike(manifest: Manifest, measured: MeasuredRestore) -> bool:
 def in_proportion(manifest: Manifest, measured: MeasuredRestore) -> ExpectedTime:
     """The measured time; in proportion to the dump's size where it is another backup's. Pure."""
     ratio = 1.0 if measured.backup_id == manifest.id else manifest.plain_bytes / max(1, measured.dump_bytes)
-    seconds = round(measured.seconds * ratio, 3)
+    seconds = round(max(measured.seconds * ratio, min(measured.seconds, LEAST_SECONDS)), 3)
     return ExpectedTime(seconds, measured.backup_id, measured.seconds, measured.at, measured.by)
 
 

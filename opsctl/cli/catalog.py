@@ -134,7 +134,7 @@ def list_backups(session: "Session", database: OptionalDatabase = None, reposito
 def _table(catalog: "Catalog", now: Any) -> "RenderableType":
     table = plain_table()
     table.add_column("Backup", no_wrap=True, overflow="fold")
-    for column in ("Age", "Dump", "Stored"):
+    for column in ("Age", "Stored"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("Proven", no_wrap=True)
     table.add_column("In", overflow="fold")
@@ -143,11 +143,10 @@ def _table(catalog: "Catalog", now: Any) -> "RenderableType":
         damaged = [copy.repository for copy in backup.copies if copy.failed]
         worth = f"{proven.level} {age(proven.at, now)}" if proven else "-"
         if damaged:
-            worth = f"DAMAGED in {', '.join(damaged)}"
+            worth = "DAMAGED" if len(damaged) == len(backup.copies) > 1 else f"DAMAGED in {', '.join(damaged)}"
         table.add_row(
             backup.id,
             age(backup.created_at, now),
-            size(backup.manifest.dump.bytes),
             size(backup.manifest.stored_bytes),
             worth,
             ", ".join(backup.repositories) + _remarks(backup),

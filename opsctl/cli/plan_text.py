@@ -23,7 +23,7 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
     table = Table.grid(padding=(0, 2))
     rows = f", {counted(planned.rows, 'row')}" if planned.rows is not None else ""
     table.add_row("Restore", f"{planned.backup_id} ({size(planned.dump_bytes)}{rows})")
-    worth = f"proven: {proven.level}, {age(proven.at, now)} ago" if proven else "nothing proven yet"
+    worth = f"proven: {proven.level}, {age(proven.at, now)} ago" if proven else "not proven"
     table.add_row("Taken", f"{age(planned.taken_at, now)} ago; {worth}")
     table.add_row("Server", f"PostgreSQL {planned.server_version}, restored into {planned.target_major}")
     if planned.swaps:

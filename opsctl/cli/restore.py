@@ -241,6 +241,7 @@ def _asked_for(
         staging=Staging(session.config.staging_path),
         keys=session.keys,
         is_checked=source.file is not None,
+        remarks=source.remarks,
         packing=source.packing,
         # The hooks and standbys of the configuration are those of the configured server.
         swap_settings=session.swap_settings(source.database) if is_configured else SwapSettings(),
