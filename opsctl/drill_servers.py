@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Protocol
 
+from opsctl.amounts import size
 from opsctl.config import without_libpq_variables
 from opsctl.drill_records import DrillRecords, drop_drilled
 from opsctl.errors import OpsctlError, RestoreFailed
@@ -222,7 +223,7 @@ def watching(
                 return
             free = _free(folder) if folder else RESERVE_BYTES
             if free < RESERVE_BYTES or (allowed_bytes is not None and begun_with - free > allowed_bytes):
-                stop(f"the disk of {folder} ran short: {free:,} bytes were left")
+                stop(f"the disk of {folder} ran short: {size(free)} were left")
                 return
 
     thread = Thread(target=watch, name="drill", daemon=True)
@@ -249,7 +250,7 @@ def allowed_disk(folder: Path, manifest: Manifest, max_bytes: int | None) -> int
     allowed = min(free, max_bytes) if max_bytes is not None else free
     if needed > allowed:
         raise OpsctlError(
-            f"A drill needs about {needed:,} bytes of disk in {folder}, and may take {allowed:,}.",
+            f"A drill needs about {size(needed)} of disk in {folder}, and may take {size(allowed)}.",
             hint="Set folder in [drill] to a larger disk, or raise its max_disk_bytes.",
         )
     return allowed
@@ -284,12 +285,12 @@ def drill_settings(max_memory_bytes: int | None) -> dict[str, str]:
     memory = min(found, max_memory_bytes) if max_memory_bytes is not None else found
     if memory < LEAST_MEMORY_BYTES:
         raise OpsctlError(
-            f"A drill needs {LEAST_MEMORY_BYTES:,} bytes of memory, and may take {memory:,}.",
+            f"A drill needs {size(LEAST_MEMORY_BYTES)} of memory, and may take {size(memory)}.",
             hint="Drill at another hour, or on another machine.",
         )
-    size = f"{min(memory // 8, MOST_BUFFER_BYTES) // _MIB}MB"
+    share = f"{min(memory // 8, MOST_BUFFER_BYTES) // _MIB}MB"
     wal = f"{WAL_BYTES // _MIB}MB"
-    return {"shared_buffers": size, "maintenance_work_mem": size, "max_wal_size": wal, "lc_messages": "C"}
+    return {"shared_buffers": share, "maintenance_work_mem": share, "max_wal_size": wal, "lc_messages": "C"}
 
 
 def throwaways(found: Sequence[Binaries], manifest: Manifest) -> list[Binaries]:
