@@ -203,7 +203,7 @@ def _chosen(session: "Session", catalog: "Catalog", backup_id: str | None, befor
         raise NoSuchBackup("There is no backup yet.", hint="`opsctl backup` takes one.")
     now = session.clock()
     for number, backup in enumerate(backups, 1):
-        proven = f", {backup.proven.level}" if backup.proven else ""
+        proven = ", DAMAGED" if backup.failed else f", {backup.proven.level}" if backup.proven else ""
         rows = f", {counted(backup.manifest.facts.rows, 'row')}" if backup.manifest.facts.rows is not None else ""
         size_text = size(backup.manifest.dump.bytes)
         session.output.show(f"{number:3}  {backup.id}  {age(backup.created_at, now)} ago, {size_text}{rows}{proven}")
