@@ -161,6 +161,9 @@ class Imported:
     at: datetime
     dated_by: Literal["name", "header", "modified"]
     section: str = ""
+    sql_bytes: int | None = None
+    """How large it is as SQL: an archive may be compressed inside."""
+
     unknown: tuple[str, ...] = ()
     """What a backup of opsctl would know, in words."""
 
@@ -200,6 +203,16 @@ class Manifest:
     def dump(self) -> StoredFile:
         """The file with the dump itself."""
         return next(file for file in self.files if file.name.startswith("dump"))
+
+    @property
+    def plain_bytes(self) -> int:
+        """The size of the dump without any compression."""
+        return (self.imported.sql_bytes if self.imported else None) or self.dump.bytes
+
+    @property
+    def restored_bytes(self) -> int:
+        """The disk that a restored copy takes, about; of an imported dump nobody knows, and indexes are large."""
+        return self.database_bytes or 3 * self.plain_bytes
 
     @property
     def stored_bytes(self) -> int:

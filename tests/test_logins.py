@@ -362,8 +362,8 @@ def with_extension(manifest, name):
         (lambda old: with_extension(old, "not_there"), None, ["extension not_there 1.6 is not installed"]),
         (lambda old: with_extension(old, "pg_cron"), "postgres", ["pg_cron"]),
         (lambda old: with_extension(old, "timescaledb"), "postgres", ["timescaledb"]),
-        (lambda old: {"database_bytes": 10**16}, "postgres", ["bytes free", "10,000,000,000,000,000"]),
-        (lambda old: {"database_bytes": 2 << 30}, None, ["unknown", "2,147,483,648", "--accept-unknown-disk"]),
+        (lambda old: {"database_bytes": 10**16}, "postgres", ["free, the copy needs about 9095 TiB"]),
+        (lambda old: {"database_bytes": 2 << 30}, None, ["unknown", "2.0 GiB", "--accept-unknown-disk"]),
     ],
     ids=["missing extension", "pg_cron", "timescaledb", "disk too small", "disk unknown"],
 )

@@ -134,7 +134,7 @@ def list_backups(session: "Session", database: OptionalDatabase = None, reposito
 def _table(catalog: "Catalog", now: Any) -> "RenderableType":
     table = plain_table()
     table.add_column("Backup", no_wrap=True, overflow="fold")
-    for column in ("Age", "Dump", "Stored"):
+    for column in ("Age", "Stored"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("Proven", no_wrap=True)
     table.add_column("In", overflow="fold")
@@ -143,11 +143,10 @@ def _table(catalog: "Catalog", now: Any) -> "RenderableType":
         damaged = [copy.repository for copy in backup.copies if copy.failed]
         worth = f"{proven.level} {age(proven.at, now)}" if proven else "-"
         if damaged:
-            worth = f"DAMAGED in {', '.join(damaged)}"
+            worth = "DAMAGED" if len(damaged) == len(backup.copies) > 1 else f"DAMAGED in {', '.join(damaged)}"
         table.add_row(
             backup.id,
             age(backup.created_at, now),
-            size(backup.manifest.dump.bytes),
             size(backup.manifest.stored_bytes),
             worth,
             ", ".join(backup.repositories) + _remarks(backup),
@@ -186,7 +185,7 @@ def _details(backup: "Backup") -> list["RenderableType"]:
     for key, value in (
         ("Backup", manifest.id),
         ("Database", f"{manifest.database}, owner {facts.database.owner or 'unknown'}, {facts.database.encoding}"),
-        ("Taken", f"{format_time(manifest.started_at)} on {manifest.host}, in {duration(manifest.duration_seconds)}"),
+        ("Taken", _taken(manifest)),
         ("Server", f"PostgreSQL {manifest.server_version}, dumped by pg_dump {manifest.pg_dump_version}"),
         *_imported(manifest),
         ("In", ", ".join(backup.repositories) + (" (pinned)" if backup.pinned else "")),
@@ -194,7 +193,7 @@ def _details(backup: "Backup") -> list["RenderableType"]:
         ("Encrypted to", "\n".join(manifest.encryption.recipients) if manifest.encryption else "nobody"),
         ("Signed by", manifest.signature.public_key if manifest.signature else "nobody"),
         ("Extensions", ", ".join(f"{each.name} {each.version or ''}".rstrip() for each in facts.extensions) or "none"),
-        ("Roles", ", ".join(facts.roles)),
+        ("Roles", ", ".join(facts.roles) or "none"),
         ("By hand", manifest.restore_command),
     ):
         about.add_row(f"{key}:", value)
@@ -212,13 +211,21 @@ def _details(backup: "Backup") -> list["RenderableType"]:
     return [about, "", files, "", tables, *warnings]
 
 
+def _taken(manifest: "Manifest") -> str:
+    at = format_time(manifest.started_at)
+    return at if manifest.imported else f"{at} on {manifest.host}, in {duration(manifest.duration_seconds)}"
+
+
 def _imported(manifest: "Manifest") -> list[tuple[str, str]]:
     """Where a dump comes from that opsctl did not take, and what it does not tell."""
     imported = manifest.imported
     if imported is None:
         return []
     return [
-        ("Imported", f"from {imported.file} at {format_time(imported.at)}, {manifest.format} format"),
+        (
+            "Imported",
+            f"on {manifest.host}, from {imported.file} at {format_time(imported.at)}, {manifest.format} format",
+        ),
         ("Not known", ", ".join(imported.unknown)),
     ]
 

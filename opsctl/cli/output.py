@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-from opsctl.amounts import age, duration, size
+from opsctl.amounts import age, counted, duration, size
 from opsctl.documents import envelope
 from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError
 from opsctl.stream import Advance
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-__all__ = ["age", "duration", "size"]
+__all__ = ["age", "counted", "duration", "size"]
 """The commands find the words for amounts where they find the rest of what they print."""
 
 

@@ -17,7 +17,7 @@ from opsctl.telemetry.redact import jsonable
 if TYPE_CHECKING:
     from opsctl.cli.output import Outcome, Run
     from opsctl.cli.session import Session
-    from opsctl.history import Ending, History, RunOutcome
+    from opsctl.history import Ending, History, MeasuredRestore, RunOutcome
 
 RECORDED = frozenset(
     {"backup", "restore", "verify", "drill", "prune", "sync", "import", "doctor", "restart", "repository check"}
@@ -122,6 +122,11 @@ def remember_checks(session: "Session", result: dict[str, Any], *, is_whole: boo
     document, now = jsonable(result), session.clock()
     changes = _write_history(session, lambda history: history.record_checks(document, at=now, is_whole=is_whole))
     session.check_changes = changes or ()
+
+
+def remember_restore(session: "Session", database: str, server: str, measured: "MeasuredRestore") -> None:
+    """Record how long a restore of a whole backup took: the next plan tells by it how long that one will take."""
+    _write_history(session, lambda history: history.record_restore(database, server, measured))
 
 
 def endings(command: str, outcome: "Outcome", concerned: Sequence[str] = ()) -> "Iterator[Ending]":

@@ -103,7 +103,7 @@ def _verified(session: "Session", wanted: Wanted) -> Outcome:
         _remove_leftovers(session)
     results = [_unreadable(each) for each in damaged]
     results += [_verify(session, backup, drill=wanted.drill) for backup in backups]
-    text = [f"{OUTCOMES[each['outcome']]:16} {each['id']}  {_told(each)}" for each in results]
+    text = [line for each in results for line in _told(each)]
     fields = {"verified": len(results), "failed": sum(each["outcome"] == "fail" for each in results)}
     fields |= {"database": ",".join(databases)}
     outcomes = {each["outcome"] for each in results}
@@ -193,7 +193,8 @@ def _drills_of(session: "Session", database: str) -> "Drills":
     """How backups of a database are drilled; without assertions when it is not configured any more."""
     from opsctl.drill import Assertion, Drills
     from opsctl.drill_container import InContainer
-    from opsctl.drill_servers import Candidate, DrillRecords, Scratch, Throwaway, throwaways
+    from opsctl.drill_records import DrillRecords
+    from opsctl.drill_servers import Candidate, Scratch, Throwaway, throwaways
     from opsctl.postgres.binaries import find_binaries
     from opsctl.postgres.tools import Tools
 
@@ -240,7 +241,7 @@ def _drills_of(session: "Session", database: str) -> "Drills":
 
 def _remove_leftovers(session: "Session") -> None:
     """Remove what drills that were killed have left on this host and on the scratch server."""
-    from opsctl.drill_servers import DrillRecords
+    from opsctl.drill_records import DrillRecords
     from opsctl.services.docker_throwaway import ThrowawayContainers
 
     open_scratch = partial(_scratch_server, session) if session.config.drill.scratch_url else None
@@ -283,8 +284,21 @@ def _unreadable(incomplete: "Incomplete") -> dict[str, Any]:
     }
 
 
-def _told(result: dict[str, Any]) -> str:
+def _told(result: dict[str, Any]) -> "Iterator[str]":
     seconds = result["restore_seconds"]
-    restored = f", restored in {duration(seconds)} by {result['restored_on']}" if seconds else ""
-    proven = f"{result['evidence']}{restored}"
-    return "; ".join(result["problems"] or [proven, *result["notes"]])
+    proven = f"  {result['evidence']}" if result["outcome"] == "pass" else ""
+    restored = f", restored in {duration(seconds)}" if proven and seconds else ""
+    yield f"{OUTCOMES[result['outcome']]:16} {result['id']}{proven}{restored}"
+    if result["restored_on"]:
+        yield f"  by {result['restored_on']}"
+    yield from (f"  {problem}" for problem in _once(result["problems"]))
+    yield from (f"  note: {note}" for note in _once(result["notes"]))
+
+
+def _once(said: list[str]) -> "Iterator[str]":
+    """What is said of several repositories alike, once, with all their names."""
+    places: dict[str, list[str]] = {}
+    for each in said:
+        place, _, what = each.partition(": ")
+        places.setdefault(what, []).append(place)
+    return (f"{', '.join(names)}: {what}" for what, names in places.items())

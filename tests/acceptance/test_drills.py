@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from opsctl.drill import Drills
-from opsctl.drill_servers import DrillRecords, DrillServer, Scratch, Throwaway
+from opsctl.drill_records import DrillRecords
+from opsctl.drill_servers import DrillServer, Scratch, Throwaway
 from opsctl.keys import Keys
 from opsctl.manifest import parse_manifest
 from opsctl.postgres.cluster import throwaway_cluster
