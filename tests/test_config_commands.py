@@ -19,6 +19,7 @@ WRONG = """\
 [databases.app]
 url_env = "APP_URL"
 password_file = "gone"
+repositories = ["clod"]
 [repositories.cloud]
 url = "s4://bucket"
 [repositories.locked]
@@ -41,7 +42,9 @@ def test_every_problem_is_a_line_and_nothing_is_connected_to(run_opsctl):
     assert run.returncode == 10, run
     lines = run.stdout.splitlines()
     for line, words in zip(
-        lines, ["APP_URL", "gone", "s4://", "object_lock", "age1nope", "'db.connect'", "gone.md"], strict=True
+        lines,
+        ["'cloud'", "APP_URL", "gone", "s4://", "object_lock", "age1nope", "'db.connect'", "gone.md"],
+        strict=True,
     ):
         assert words in line
         assert "opsctl.toml" in line or "password_file" in line

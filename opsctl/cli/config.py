@@ -47,7 +47,7 @@ def validate(session: "Session") -> Outcome:
 
     source = None
     try:
-        config = session.config
+        config = session.config_as_written
         source = config.source
         problems = list(problems_of(config))
     except ConfigurationError as error:
