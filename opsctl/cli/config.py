@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from opsctl.cli.session import Session
     from opsctl.effective import Setting
 
-SCHEMA = "https://json-schema.org/draft/2020-12/schema"
-
 
 def show(session: "Session") -> Outcome:
     """The configuration in force: every setting, and where it came from. Secrets are masked.
@@ -73,9 +71,8 @@ def schema(session: "Session") -> Outcome:
 
     Example: [bold]opsctl config schema > opsctl.schema.json[/bold]
     """
-    from opsctl.settings import FileSettings
+    from opsctl.config_schema import config_schema
 
     session.output = TextOutput(session.redactor, quiet=session.options.quiet)  # a document of its own kind
-    described = {"$schema": SCHEMA, **FileSettings.model_json_schema(), "title": "opsctl.toml"}
-    sys.stdout.write(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n")
     return Outcome(None)
