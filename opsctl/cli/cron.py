@@ -36,8 +36,6 @@ IfDue = Annotated[
 ]
 
 KINDS = ("crontab", "system", "systemd")
-RUNS = 20
-"""How many of a command's runs are looked at: the last expected one is among them."""
 
 
 def show(
@@ -119,7 +117,7 @@ def check(session: "Session", system: System = False, systemd: Systemd = False) 
 
     Example: [bold]opsctl cron check[/bold]
     """
-    from opsctl.cron.installed import judge_job, of_scheduler
+    from opsctl.cron.installed import RUNS_LOOKED_AT, judge_job, of_scheduler
     from opsctl.cron.jobs import require_jobs
 
     jobs, now = require_jobs(session.config), session.clock()
@@ -133,7 +131,8 @@ def check(session: "Session", system: System = False, systemd: Systemd = False) 
         session.history.notice_lost(at=now, host=socket.gethostname())
     try:
         reports = [
-            judge_job(job, session.history.runs(command=job.command, limit=RUNS), since=since, now=now) for job in jobs
+            judge_job(job, session.history.runs(command=job.command, limit=RUNS_LOOKED_AT), since=since, now=now)
+            for job in jobs
         ]
     except HistoryUnavailable as error:
         reports = []
