@@ -227,12 +227,14 @@ def _place(session: "Session", kind: str, user: str | None) -> "Place":
     from opsctl.cron.crontab import CronFile, CrontabPlace, UserCrontab
     from opsctl.cron.jobs import jobs_of
     from opsctl.cron.systemd import SystemdPlace
-    from opsctl.cron.units import units
+    from opsctl.cron.units import own_folders, units
 
     config, name = session.config, user or _user()
     if kind == "systemd":
         wanted = units(config, jobs_of(config), user=name)
-        return SystemdPlace(config.source, wanted, config.search_path, config.child_environment)
+        return SystemdPlace(
+            config.source, wanted, name, own_folders(config), config.search_path, config.child_environment
+        )
     if kind == "system":
         return CrontabPlace(config.source, CronFile(), tuple(_lines(session, name)))
     if user is not None:
