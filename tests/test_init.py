@@ -187,6 +187,7 @@ def test_every_example_in_the_new_file_is_valid(tmp_path):
     for answers in (bare, full):
         text = config_text(answers)
         assert text.startswith("#:schema ")
+        assert [line for line in text.splitlines() if line.startswith("#") and len(line) > 80] == []  # a terminal's
         FileSettings.model_validate(tomllib.loads(text))
         uncommented = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
         assert uncommented.count("\n#") < text.count("\n#")

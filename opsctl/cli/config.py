@@ -25,7 +25,8 @@ def show(session: "Session") -> Outcome:
         table.add_column(heading, overflow="fold")
     for each in found:
         if each.is_set:
-            table.add_row(each.key, json.dumps(each.value, ensure_ascii=False), each.source)
+            place = each.source.replace(f"{session.config.folder}/", "")  # of which the first line tells
+            table.add_row(each.key, json.dumps(each.value, ensure_ascii=False), place)
     result = {"source": session.config.source, "settings": [_entry(each) for each in found]}
     return Outcome(result, [f"Configuration: {session.config.source}", table])
 
