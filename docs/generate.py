@@ -1,7 +1,7 @@
 """Write what follows from the program: docs/cli.md, docs/checks.md, tables in docs/exit-codes.md and docs/metrics.md.
 
-And copy the runbooks to where the installed program finds them, with the table of words its completion offers, and the
-manual page.
+And copy the runbooks to where the installed program finds them, with the table of words its completion offers, what
+docs/configuration.md says of each key, and the manual page.
 
 Run it with ``make docs``. tests/test_docs.py fails when a page is not what this writes.
 """  # noqa: INP001
@@ -17,6 +17,7 @@ import typer.main
 sys.path.insert(0, str(Path(__file__).parent))
 
 from commands import command_of, common_of, own_of, spellings, split_help, usage
+from keys import keys_json, models
 from man_page import man_page
 from words import words_json
 
@@ -219,6 +220,7 @@ def pages() -> dict[Path, str]:
         exit_codes: _between(exit_codes.read_text(encoding="utf-8"), BEGIN, error_table()),
         metrics: _between(with_metrics, BEGIN_ALERTS, alerts_table()),
         SHARE / "words.json": words_json(),
+        SHARE / "keys.json": keys_json((DOCS / "configuration.md").read_text(encoding="utf-8"), models()),
         SHARE / "man/opsctl.1": man_page(),
         **{shipped(language): (DOCS / name).read_text(encoding="utf-8") for language, name in SHIPPED.items()},
     }

@@ -113,9 +113,11 @@ class Config:
         self._staging_path = file.state.staging_path
         self._passwords: dict[str, str | None] = {}
         self._keys: dict[str, str] = {}
-        problems = [*self._unknown_repositories(), *self._names_taken_twice(file)]
-        if problems:
-            raise ConfigurationError(problems[0].message, hint=problems[0].hint, others=problems[1:])
+
+    def contradictions(self) -> Iterator[ConfigurationError]:
+        """What one section says and another does not know. No command works with such a configuration."""
+        yield from self._unknown_repositories()
+        yield from self._names_taken_twice()
 
     def _database_from_environment(self) -> dict[str, DatabaseSettings]:
         url = self.environment.database_url
@@ -135,11 +137,11 @@ class Config:
                         hint=nearest(repository, self.repositories) or f"Add [repositories.{repository}].",
                     )
 
-    def _names_taken_twice(self, file: FileSettings) -> Iterator[ConfigurationError]:
+    def _names_taken_twice(self) -> Iterator[ConfigurationError]:
         """No two of what http.answer and tls.certificate look at have the same name."""
-        of_services = _endpoints_of(file.services)
-        for name in dict.fromkeys((*file.http, *file.tls)):
-            if name in of_services or (name in file.http and name in file.tls):
+        of_services, of_http, of_tls = _endpoints_of(self.services), self.file.http, self.tls
+        for name in dict.fromkeys((*of_http, *of_tls)):
+            if name in of_services or (name in of_http and name in of_tls):
                 yield ConfigurationError(
                     f"{self.source}: http and tls: two addresses have the name {name!r}.",
                     hint="[http.NAME], [tls.NAME] and [services.NAME.http] need names of their own.",
@@ -493,6 +495,20 @@ def without_libpq_variables() -> Iterator[None]:
 
 
 def load_config(explicit: Path | None = None, *, working_folder: Path | None = None) -> Config:
+    """The configuration that commands work with. Raises ConfigurationError, also where it contradicts itself."""
+    config = read_config(explicit, working_folder=working_folder)
+    require_consistent(config)
+    return config
+
+
+def require_consistent(config: Config) -> None:
+    """Raises ConfigurationError with the first contradiction, and the others."""
+    problems = [*config.contradictions()]
+    if problems:
+        raise ConfigurationError(problems[0].message, hint=problems[0].hint, others=problems[1:])
+
+
+def read_config(explicit: Path | None = None, *, working_folder: Path | None = None) -> Config:
     """Read the configuration and the environment.
 
     Raises ConfigurationError that names the file, the key and, for an unknown key, the nearest known one.

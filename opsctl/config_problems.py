@@ -17,7 +17,8 @@ from opsctl.storage import open_storage
 
 
 def problems_of(config: Config) -> Iterator[ConfigurationError]:
-    """Every problem, in the order of the file's sections."""
+    """Every problem: what contradicts itself, then in the order of the file's sections."""
+    yield from config.contradictions()
     for attempt in (*_databases(config), *_repositories(config), *_keys(config), *_others(config)):
         try:
             attempt()

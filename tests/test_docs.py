@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import pytest
 import typer.main
@@ -25,7 +25,6 @@ from opsctl.cli.app import COMMANDS, app
 from opsctl.config import Environment, load_config
 from opsctl.errors import ExitCode
 from opsctl.retention import Candidate, Policy, parse_duration, plan_prune
-from opsctl.settings import FileSettings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -114,24 +113,7 @@ def test_every_exit_code_has_its_row_and_no_row_is_unknown() -> None:
     }
 
 
-def models() -> Iterator[tuple[str, type[BaseModel]]]:
-    """Every section of the configuration file, with its model."""
-
-    def walk(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-        for key, field in model.model_fields.items():
-            inner = [each for each in (field.annotation, *get_args(field.annotation)) if isinstance(each, type)]
-            for each in inner:
-                if issubclass(each, BaseModel):
-                    name = f"{prefix}{key}" + (".NAME" if get_origin(field.annotation) is dict else "")
-                    if get_origin(field.annotation) is tuple:  # [[prefix.key]]
-                        name = f"[{prefix}{key}]"
-                    yield name, each
-                    yield from walk(f"{name}.", each)
-
-    yield from walk("", FileSettings)
-
-
-@pytest.mark.parametrize(("section", "model"), list(models()), ids=str)
+@pytest.mark.parametrize(("section", "model"), list(GENERATOR.models()), ids=str)
 def test_every_configuration_key_has_its_row_with_its_default(section: str, model: type[BaseModel]) -> None:
     documented = rows(sections(page("docs/configuration.md"))[f"`[{section}]`"])
     assert {key: row[1] for key, row in documented.items() if row[0] == f"`{key}`"} == {
@@ -150,7 +132,7 @@ def spelled(default: Any) -> str:
 
 def test_every_section_of_the_documented_configuration_exists() -> None:
     documented = {heading for heading in sections(page("docs/configuration.md")) if heading.startswith("`[")}
-    assert documented == {f"`[{section}]`" for section, _ in models()}
+    assert documented == {f"`[{section}]`" for section, _ in GENERATOR.models()}
 
 
 def test_every_environment_variable_has_its_row() -> None:

@@ -136,6 +136,36 @@ def test_an_override_counts_and_a_broken_file_is_named(folder):
         find_compose_file(folder, {})
 
 
+def test_includes_and_extended_services_are_followed(folder):
+    """As compose does it, over several files: joined lists, paths relative to the file they are in."""
+    (folder / "compose.yaml").write_text(
+        """\
+include: [data/compose.yaml, "oci://elsewhere/project:1"]
+services:
+  api: { extends: { file: base/common.yml, service: web }, ports: ["18001:8001"] }
+  worker: { extends: api, healthcheck: !reset null }
+"""
+    )
+    for name in ("data", "base"):
+        (folder / name).mkdir()
+    (folder / "data/compose.yaml").write_text(
+        "services: { db: { image: 'postgres:16', env_file: db.env, environment: [POSTGRES_PASSWORD_FILE=/x/pw] } }\n"
+        "secrets: { pw: { file: ./pw.txt } }\n"
+    )
+    (folder / "data/db.env").write_text("POSTGRES_DB=orders\n")
+    (folder / "base/common.yml").write_text(
+        'services: { web: { ports: ["18000:8000"], healthcheck: { test: "curl http://localhost:8000/up" } } }\n'
+    )
+    here = look_around(folder)
+    (found,) = here.databases
+    assert (found.name, found.keys["password_file"]) == ("orders", "data/pw.txt")
+    assert [(each.name, each.health_address) for each in here.services] == [("api", "http://127.0.0.1:18000/up")]
+
+    (folder / "data/compose.yaml").write_text("include: [../compose.yaml]\n")
+    with pytest.raises(ConfigurationError, match="includes or extends itself"):
+        look_around(folder)
+
+
 # What is written
 
 
@@ -157,6 +187,7 @@ def test_every_example_in_the_new_file_is_valid(tmp_path):
     for answers in (bare, full):
         text = config_text(answers)
         assert text.startswith("#:schema ")
+        assert [line for line in text.splitlines() if line.startswith("#") and len(line) > 80] == []  # a terminal's
         FileSettings.model_validate(tomllib.loads(text))
         uncommented = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
         assert uncommented.count("\n#") < text.count("\n#")

@@ -1,9 +1,11 @@
 """What surrounds the program: the same is checked on commit, by make and by CI."""
 
 import re
+from importlib import metadata
 from pathlib import Path
 
 import yaml  # noqa: TID253  # a test may load what it likes
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,3 +35,13 @@ def test_the_workflow_runs_the_whole_of_ci() -> None:
     assert {"push", "pull_request"} == workflow[True].keys()  # YAML takes the key "on" for a boolean
     assert [step["run"] for step in job["steps"] if "run" in step][-1] == ".ci/run"
     assert all(f"make {target}" in (ROOT / ".ci/run").read_text() for target in ("lint", "test", "acceptance"))
+
+
+def test_every_pinned_version_takes_the_oldest_python() -> None:
+    """Debian 12 has Python 3.11.2: a package that wants a later 3.11 would end `make setup` there."""
+    pinned = set((ROOT / "constraints.txt").read_text().split())
+    there = {f"{each.name}=={each.version}": each.metadata["Requires-Python"] for each in metadata.distributions()}
+    wanted = {name: python for name, python in there.items() if name in pinned}
+
+    assert len(wanted) > 50
+    assert [name for name, python in wanted.items() if "3.11.0" not in SpecifierSet(python or "")] == []

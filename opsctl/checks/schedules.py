@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ from opsctl.checks.backups import AFTER_ONE, RESTORED, backed_up, backups_of
 from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import spoken
-from opsctl.cron.installed import of_scheduler
+from opsctl.cron.installed import RUNS_LOOKED_AT, JobReport, judge_job, of_scheduler
 from opsctl.cron.jobs import EARLY, NO_SCHEDULE, Job, find_job, jobs_of
+from opsctl.history import FILE, History
 from opsctl.schedule import SCHEDULED
 
 if TYPE_CHECKING:
@@ -195,6 +197,58 @@ def judge_drilled(database: str, backups: "list[Backup]", job: Job, *, now: date
     )
 
 
+def check_begun(scope: Scope, _target: str, _thresholds: Thresholds, *, command: str) -> Finding:
+    job = find_job(scope.config, command)
+    if job is None:  # there is no target then
+        return Finding("skip", NO_SCHEDULE)
+    now, history = scope.clock(), History(scope.config.state_path / FILE)
+    expected = job.expected_at(now)
+    was_here = expected is not None and history.runs(before=expected, limit=1)
+    runs = history.runs(command=command, limit=RUNS_LOOKED_AT)
+    return judge_begun(judge_job(job, runs, since=None if was_here else now, now=now))
+
+
+def judge_begun(report: JobReport) -> Finding:
+    """Whether the last expected run of a command began on this host, and did not fail."""
+    command, last = report.job.command, report.last
+    has_failed = report.state == "ok" and last is not None and last.outcome in {"failed", "lost"}
+    details = {
+        "expected_at": report.expected_at.isoformat() if report.expected_at else None,
+        "last_at": last.started_at.isoformat() if last else None,
+        "last_outcome": last.outcome if last else None,
+    }
+    message = (
+        f"{report.message[:1].upper()}{report.message[1:]}{f', and {last.outcome}' if last and has_failed else ''}."
+    )
+    if report.state in {"ok", "pending"} and not has_failed:
+        return Finding("ok", message, details=details)
+    return Finding(
+        "warn",
+        message,
+        code="failed" if has_failed else report.state,
+        details=details,
+        remedy=Remedy(
+            f"Run it now; `opsctl history --command {command}` says how the last ones ended.", f"opsctl {command}"
+        ),
+    )
+
+
+def _begun(name: str, command: str, why: str) -> Check:
+    """A check of a command that leaves nothing of its own but its line in the history."""
+    return Check(
+        id=f"schedule.{name}",
+        title=f"the last scheduled {command} ran",
+        probe=partial(check_begun, command=command),
+        reads=f"the history of this host: whether `opsctl {command}` began since the last time that [schedule] expected"
+        " it, after a quarter of the interval, and how it ended",
+        why=why,
+        fix="Run it now, then see in the log of cron or of the timer why it did not run. Where another host runs it,"
+        " disable this check.",
+        targets=lambda scope: [Target()] if find_job(scope.config, command) else [],
+        not_configured=f"No schedule is configured for it ([schedule] {command}).",
+    )
+
+
 CHECKS = (
     Check(
         id="schedule.installed",
@@ -233,4 +287,10 @@ CHECKS = (
         targets=drilled_databases,
         not_configured=NO_DRILLS,
     ),
+    _begun(
+        "synced",
+        "sync",
+        "A repository that was away for a while gets what it lacks from nothing else until a backup follows.",
+    ),
+    _begun("pruned", "prune", "What the retention would take stays, and fills the disk, where no backup follows."),
 )

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from opsctl.cli.session import Session
     from opsctl.effective import Setting
 
-SCHEMA = "https://json-schema.org/draft/2020-12/schema"
-
 
 def show(session: "Session") -> Outcome:
     """The configuration in force: every setting, and where it came from. Secrets are masked.
@@ -27,7 +25,8 @@ def show(session: "Session") -> Outcome:
         table.add_column(heading, overflow="fold")
     for each in found:
         if each.is_set:
-            table.add_row(each.key, json.dumps(each.value, ensure_ascii=False), each.source)
+            place = each.source.replace(f"{session.config.folder}/", "")  # of which the first line tells
+            table.add_row(each.key, json.dumps(each.value, ensure_ascii=False), place)
     result = {"source": session.config.source, "settings": [_entry(each) for each in found]}
     return Outcome(result, [f"Configuration: {session.config.source}", table])
 
@@ -47,7 +46,7 @@ def validate(session: "Session") -> Outcome:
 
     source = None
     try:
-        config = session.config
+        config = session.config_as_written
         source = config.source
         problems = list(problems_of(config))
     except ConfigurationError as error:
@@ -73,9 +72,8 @@ def schema(session: "Session") -> Outcome:
 
     Example: [bold]opsctl config schema > opsctl.schema.json[/bold]
     """
-    from opsctl.settings import FileSettings
+    from opsctl.config_schema import config_schema
 
     session.output = TextOutput(session.redactor, quiet=session.options.quiet)  # a document of its own kind
-    described = {"$schema": SCHEMA, **FileSettings.model_json_schema(), "title": "opsctl.toml"}
-    sys.stdout.write(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n")
     return Outcome(None)

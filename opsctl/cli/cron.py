@@ -36,8 +36,6 @@ IfDue = Annotated[
 ]
 
 KINDS = ("crontab", "system", "systemd")
-RUNS = 20
-"""How many of a command's runs are looked at: the last expected one is among them."""
 
 
 def show(
@@ -119,7 +117,7 @@ def check(session: "Session", system: System = False, systemd: Systemd = False) 
 
     Example: [bold]opsctl cron check[/bold]
     """
-    from opsctl.cron.installed import judge_job, of_scheduler
+    from opsctl.cron.installed import RUNS_LOOKED_AT, judge_job, of_scheduler
     from opsctl.cron.jobs import require_jobs
 
     jobs, now = require_jobs(session.config), session.clock()
@@ -132,13 +130,16 @@ def check(session: "Session", system: System = False, systemd: Systemd = False) 
     with suppress(HistoryUnavailable):
         session.history.notice_lost(at=now, host=socket.gethostname())
     try:
+        runs = {job.command: session.history.runs(command=job.command, limit=RUNS_LOOKED_AT) for job in jobs}
         reports = [
-            judge_job(job, session.history.runs(command=job.command, limit=RUNS), since=since, now=now) for job in jobs
+            # Nothing that runs it, and nothing that did: no run can be missing.
+            judge_job(job, runs[job.command], since=since or (None if runs[job.command] or standings else now), now=now)
+            for job in jobs
         ]
     except HistoryUnavailable as error:
         reports = []
         problems.append(error.message)
-    wrong = [each for each in reports if each.state in {"missed", "overlapping"} and (standings or each.last)]
+    wrong = [each for each in reports if each.state in {"missed", "overlapping"}]
     problems += [f"{each.job.command}: {each.message}." for each in wrong]
     result = {
         "places": [
@@ -228,12 +229,14 @@ def _place(session: "Session", kind: str, user: str | None) -> "Place":
     from opsctl.cron.crontab import CronFile, CrontabPlace, UserCrontab
     from opsctl.cron.jobs import jobs_of
     from opsctl.cron.systemd import SystemdPlace
-    from opsctl.cron.units import units
+    from opsctl.cron.units import own_folders, units
 
     config, name = session.config, user or _user()
     if kind == "systemd":
         wanted = units(config, jobs_of(config), user=name)
-        return SystemdPlace(config.source, wanted, config.search_path, config.child_environment)
+        return SystemdPlace(
+            config.source, wanted, name, own_folders(config), config.search_path, config.child_environment
+        )
     if kind == "system":
         return CrontabPlace(config.source, CronFile(), tuple(_lines(session, name)))
     if user is not None:
@@ -327,11 +330,11 @@ def _report(report: "JobReport") -> dict[str, Any]:
 
 def _table(reports: Sequence["JobReport"], now: datetime) -> "RenderableType":
     table = plain_table()
-    for column in ("Command", "When", "Time zone", "Last run", "Next run", "Grace", "State"):
+    for column in ("Command", "When", "Time zone", "Last run", "Next run, UTC", "Grace", "State"):
         table.add_column(column)
     for each in reports:
         last = f"{age(each.last.started_at, now)} ago, {each.last.outcome}" if each.last else "never"
-        following = f"{each.next_at:%Y-%m-%d %H:%M} UTC" if each.next_at else ""
+        following = f"{each.next_at:%Y-%m-%d %H:%M}" if each.next_at else ""
         schedule = each.job.schedule
         grace = duration(each.job.grace(now).total_seconds())
         table.add_row(each.job.command, schedule.expression, schedule.timezone, last, following, grace, each.state)

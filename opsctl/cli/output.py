@@ -89,7 +89,9 @@ class TextOutput:
         if outcome.text and not (self._quiet and outcome.done):
             console = self._console(sys.stdout)
             for renderable in outcome.text:
-                console.print(renderable)
+                # Rich itself forgets a text's no_wrap: lines to be copied elsewhere would get breaks in them.
+                is_verbatim = getattr(renderable, "no_wrap", None) is True
+                console.print(renderable, soft_wrap=True if is_verbatim else None)
         if outcome.error is not None and sys.stderr.isatty():  # elsewhere the log line says it
             self._show_error(outcome.error)
 

@@ -31,8 +31,11 @@ class Questions:
                 return answer.startswith("y") if answer else default
 
     def choice(self, label: str, choices: Sequence[str]) -> int:
-        """Which of several, by its number; the first one by default."""
-        if not self.are_asked or len(choices) < 2:
+        """Which of several, by its number; the first one by default. The only one is shown."""
+        if not self.are_asked:
+            return 0
+        if len(choices) == 1:
+            self._session.output.show(f"{label}: {choices[0]}")
             return 0
         self._session.output.show("\n".join(f"  {number}  {each}" for number, each in enumerate(choices, 1)))
         while True:

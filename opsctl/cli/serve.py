@@ -23,7 +23,7 @@ PortOption = Annotated[
 def serve(session: "Session", host: HostOption = None, port: PortOption = None) -> Outcome:
     """Serve the status page, JSON and /metrics, until Ctrl-C or SIGTERM. Read only: nothing is checked for a request.
 
-    Listens on this host alone unless a token is configured. Needs the extra: pip install 'opsctl[serve]'.
+    Listens on this host alone unless a token is configured. Needs the extra `serve`: docs/install.md.
 
     Example: [bold]opsctl serve --port 9778[/bold]
     """

@@ -100,11 +100,19 @@ class Session:
     @cached_property
     def config(self) -> "Config":
         """The configuration; from here on the redactor knows its secrets."""
-        from opsctl.config import load_config
+        from opsctl.config import require_consistent
 
         if self._within is not None and self.options.config is None:
             return self._within.config
-        config = load_config(self.options.config)
+        require_consistent(self.config_as_written)
+        return self.config_as_written
+
+    @cached_property
+    def config_as_written(self) -> "Config":
+        """The same, even where it contradicts itself: for those who look for what is wrong with it."""
+        from opsctl.config import read_config
+
+        config = read_config(self.options.config)
         names = {*config.databases, *config.repositories, *config.services, "postgres", "opsctl"}
         self.redactor.except_for(names)
         self.redactor.add(config.secrets())

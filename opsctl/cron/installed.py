@@ -15,6 +15,9 @@ from opsctl.history import Run
 PlaceState = Literal["installed", "outdated", "edited", "missing"]
 JobState = Literal["ok", "pending", "missed", "overlapping"]
 
+RUNS_LOOKED_AT = 20
+"""How many of a command's runs are looked at: the last expected one is among them."""
+
 LOCKED = "locked"
 """The word of a run that met another one."""
 

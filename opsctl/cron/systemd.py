@@ -1,6 +1,7 @@
 """systemd: where its units are, and how they come and go."""
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -21,10 +22,12 @@ SECONDS = 30
 
 @dataclass(frozen=True)
 class SystemdPlace:
-    """A configuration's units: ``wanted`` by the name of the file."""
+    """A configuration's units: ``wanted`` by the name of the file. ``folders`` are made, as those of ``runs_as``."""
 
     source: str
     wanted: Mapping[str, str]
+    runs_as: str
+    folders: Sequence[Path]
     search_path: Sequence[str]
     environment: Mapping[str, str]
     name: str = "systemd"
@@ -62,6 +65,7 @@ class SystemdPlace:
                     f"{UNIT_FOLDER / name} is there already, and not of this configuration.",
                     hint="Remove it first, or use cron for this configuration.",
                 )
+        self._make_folders()
         self._take_away([name for name in there if is_ours(there[name], self.source) and name not in self.wanted])
         try:
             for name, text in self.wanted.items():
@@ -87,6 +91,21 @@ class SystemdPlace:
         self._take_away([name for name, text in self._read().items() if is_ours(text, self.source)])
         self._reload()
         return True
+
+    def _make_folders(self) -> None:
+        try:
+            account = pwd.getpwnam(self.runs_as)
+        except KeyError:
+            raise ConfigurationError(
+                f"There is no user {self.runs_as} here.", hint="--user names another one."
+            ) from None
+        for folder in self.folders:
+            try:
+                if not folder.exists():
+                    folder.mkdir(mode=0o700, parents=True)
+                    os.chown(folder, account.pw_uid, account.pw_gid)
+            except OSError as error:
+                raise ConfigurationError(f"{folder} cannot be made: {error.strerror}.", hint="Be root.") from error
 
     def _read(self) -> dict[str, str]:
         """Every unit of our names."""

@@ -122,20 +122,19 @@ def _path(path: Path) -> str:
 
 
 def writable(config: "Config") -> list[Path]:
-    """The folders a run writes to: its state, local repositories, metrics, drills.
-
-    Of what is not there yet, the folder it will be made in; systemd passes over those that are missing.
-    """
-    wanted = [config.state_path, config.drill_folder, config.textfile and config.textfile.parent]
-    wanted += [folder_of(config.repository_url(name)) for name in config.repositories]
+    """The folders a run writes to; systemd passes over those that are missing."""
     named = config.variables.get("OPSCTL_LOG_FILE")
-    wanted += [Path(named).expanduser().parent] if named else []
-    found = [each.absolute() for each in wanted if each]
-    root = Path("/")
-    made_in = [
-        each if each.exists() or each.parent == root or not each.parent.exists() else each.parent for each in found
-    ]
-    return list(dict.fromkeys(made_in))
+    more = [config.textfile and config.textfile.parent, Path(named).expanduser().parent if named else None]
+    return list(dict.fromkeys([*own_folders(config), *(each.absolute() for each in more if each)]))
+
+
+def own_folders(config: "Config") -> list[Path]:
+    """Those of them that opsctl makes where they are missing: its state, local repositories, drills.
+
+    A confined run cannot: it would have to write beside them.
+    """
+    repositories = [folder_of(config.repository_url(name)) for name in config.repositories]
+    return [each.absolute() for each in (config.state_path, config.drill_folder, *repositories) if each]
 
 
 def folder_of(url: str) -> Path | None:

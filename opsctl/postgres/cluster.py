@@ -168,12 +168,10 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us: we end the server when done with it
-                preexec_fn=die_with_parent(signal.SIGQUIT),  # noqa: PLW1509
+                # Its sessions inherit the niceness, and with it their share of the disk.
+                preexec_fn=die_with_parent(signal.SIGQUIT, niceness=self._niceness),  # noqa: PLW1509
                 **self._as_account(),
             )
-        with suppress(ProcessLookupError):  # its sessions inherit it, and with it their share of the disk
-            own = os.getpriority(os.PRIO_PROCESS, 0)  # only root may go below it
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, max(own, self._niceness))
         self._wait_until_ready(started_at)
 
     def stop(self) -> None:

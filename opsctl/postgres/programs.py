@@ -22,7 +22,9 @@ from opsctl.postgres.processes import die_with_parent
 PIPE_BYTES = 1 << 20
 """Size of the pipes and of one read: fewer switches between the processes; 1 MiB is what Linux allows everybody."""
 
-INSTALL_HINT = "Install PostgreSQL's client programs (Debian: postgresql-client), or `pip install 'opsctl[demo]'`."
+INSTALL_HINT = (
+    "Install PostgreSQL's client programs (Debian: postgresql-client), or opsctl's extra `demo`: docs/install.md."
+)
 ANOTHER_IMAGE_HINT = 'Use an image that has PostgreSQL\'s client programs and sh, or leave tools = "service" out.'
 
 FOREIGN = re.compile(r"PG(PASS.*|SERVICE.*|SYSCONFDIR|HOST.*|PORT|SSL(ROOT)?CERT|SSLKEY|SSLCRL.*)")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opsctl.errors import ConfigurationError
+from opsctl.services.compose_document import whole_document
 
 NAMES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 """In compose's own order; each may have an override beside it."""
@@ -69,52 +69,18 @@ def interpolated(text: str, variables: Mapping[str, str]) -> str:
 
 
 def find_compose_file(folder: Path, variables: Mapping[str, str]) -> ComposeFile | None:
-    """The compose file of a folder, with its override. Raises ConfigurationError when it cannot be read."""
+    """The compose file of a folder, with all that belongs to it. Raises ConfigurationError when that cannot be read."""
     path = next((folder / name for name in NAMES if (folder / name).is_file()), None)
     if path is None:
         return None
-    document = _read(path)
-    override = path.with_name(f"{path.stem}.override{path.suffix}")
-    if override.is_file():
-        document = _merged(document, _read(override))
-    services = document.get("services") or {}
-    secrets = document.get("secrets") or {}
+    document = whole_document(path, lambda text: interpolated(text, variables))
+    services, secrets = document["services"], document["secrets"]
     return ComposeFile(
         path,
         _project(document, folder, variables),
-        {
-            str(name): _service(str(name), each, variables)
-            for name, each in services.items()
-            if isinstance(each, Mapping)
-        },
-        {
-            str(name): Path(str(each["file"]))
-            for name, each in secrets.items()
-            if isinstance(each, Mapping) and "file" in each
-        },
+        {name: _service(name, each, variables) for name, each in services.items() if isinstance(each, Mapping)},
+        {name: Path(each["file"]) for name, each in secrets.items() if isinstance(each, Mapping) and "file" in each},
     )
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(getattr(error, "problem", None) or getattr(error, "strerror", None) or error).split())
-        raise ConfigurationError(
-            f"{path} cannot be read: {reason}.", hint="`docker compose config` says what compose makes of it."
-        ) from error
-    return document if isinstance(document, Mapping) else {}
-
-
-def _merged(document: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections and mappings are merged, as compose does; of anything else the override's counts."""
-    merged = dict(document)
-    for key, value in override.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
 
 
 def _project(document: Mapping[str, Any], folder: Path, variables: Mapping[str, str]) -> str:
@@ -133,8 +99,8 @@ def _service(name: str, written: Mapping[str, Any], variables: Mapping[str, str]
         has_health_check=bool(words) and words != "NONE",
         has_own_command="entrypoint" in written or not _is_server_command(written.get("command")),
         health_address=_health_address(words, dict(_published(written.get("ports") or (), variables))),
-        environment=dict(_pairs(written.get("environment"))),
-        env_files=tuple(_paths(written.get("env_file"))),
+        environment=written["environment"],
+        env_files=tuple(written.get("env_file") or ()),
     )
 
 
@@ -142,20 +108,6 @@ def _is_server_command(command: Any) -> bool:
     """Whether a PostgreSQL image still starts its server: only its options are given, or its name."""
     words = command if isinstance(command, list) else str(command or "").split()
     return not words or str(words[0]) == "postgres" or str(words[0]).startswith("-")
-
-
-def _pairs(environment: Any) -> Iterator[tuple[str, str | None]]:
-    """A list of ``NAME=value`` or a mapping; without a value it is taken from the environment of compose."""
-    if isinstance(environment, Mapping):
-        yield from ((str(name), None if value is None else str(value)) for name, value in environment.items())
-    for each in environment if isinstance(environment, list) else ():
-        name, separator, value = str(each).partition("=")
-        yield name, value if separator else None
-
-
-def _paths(env_file: Any) -> Iterator[str]:
-    for each in env_file if isinstance(env_file, list) else [env_file] if env_file else []:
-        yield str(each["path"]) if isinstance(each, Mapping) and "path" in each else str(each)
 
 
 def _published(ports: Any, variables: Mapping[str, str]) -> Iterator[tuple[int, str]]:

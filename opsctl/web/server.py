@@ -34,7 +34,7 @@ def require_libraries() -> None:
     except ImportError as error:
         raise ConfigurationError(
             f"opsctl serve needs what the extra `serve` installs; {error.name} is missing.",
-            hint="pip install 'opsctl[serve]'",
+            hint="Install opsctl again with it, `pipx install --force '.[serve]'` in its clone: docs/install.md.",
         ) from error
 
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from opsctl.history import FILE, Ending, History
+
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MIB = 1 << 20
 
@@ -292,6 +294,31 @@ def test_a_missed_run_is_critical_before_the_newest_backup_is_old(look, reposito
     assert "2026-11-25 03:00" in missed.message
     repository.copy(tomorrow + timedelta(hours=9))
     assert ran(tomorrow + timedelta(hours=10)).status == "ok"
+
+
+def test_a_sync_that_did_not_run_or_failed_warns(look, repository, tmp_path):
+    """By the history of this host; what was due before opsctl was here is nobody's fault."""
+    history = History(tmp_path / "state" / FILE)
+    midnight = NOW.replace(hour=0) + timedelta(days=2)
+
+    def synced():
+        found = look(toml(repository, '[schedule]\nsync = "0 4 * * *"'), "schedule", now=midnight + timedelta(hours=12))
+        assert by_id(found)["schedule.pruned"].status == "skip"
+        return by_id(found)["schedule.synced"]
+
+    def ran(name, command, hours, outcome):
+        at = midnight + timedelta(hours=hours)
+        history.begin(name, command, at=at, host="h", pid=1)
+        history.end(name, [Ending(None, outcome, 0)], at=at)
+
+    assert synced().status == "ok"
+    ran("1", "doctor", 2, "done")
+    missed = synced()
+    assert (missed.status, missed.code, missed.remedy.command) == ("warn", "missed", "opsctl sync")
+    ran("2", "sync", 4, "failed")
+    assert (synced().status, synced().code) == ("warn", "failed")
+    ran("3", "sync", 5, "attention")
+    assert synced().status == "ok"
 
 
 def test_a_missed_drill_warns(look, repository):
