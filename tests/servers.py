@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -56,13 +56,16 @@ LITTLE_WAL = {"max_wal_size": "128MB"}
 
 
 @contextmanager
-def _server(binaries: Binaries) -> Iterator[Cluster]:
-    with throwaway_cluster(binaries, folder=_memory(), settings=LITTLE_WAL) as running:
+def throwaway_server(
+    binaries: Binaries, *, settings: Mapping[str, str] = LITTLE_WAL, listen: bool = False
+) -> Iterator[Cluster]:
+    """A throwaway cluster in memory, where there is room."""
+    with throwaway_cluster(binaries, folder=_memory(), settings={**LITTLE_WAL, **settings}, listen=listen) as running:
         yield running
 
 
 def _memory() -> Path | None:
-    """A folder in memory: a database is 300 new files, and a disk's file system takes five times as long for them."""
+    """A folder in memory: a database is 300 new files, and ext4 takes several times as long for them."""
     place = Path("/dev/shm")  # noqa: S108
     servers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if not place.is_dir() or shutil.disk_usage(place).free < servers * SERVER_NEEDS_BYTES:
@@ -74,7 +77,7 @@ def _memory() -> Path | None:
 @pytest.fixture(scope="session")
 def cluster(binaries: Binaries) -> Iterator[Cluster]:
     """A running server, one per test process."""
-    with _server(binaries) as running:
+    with throwaway_server(binaries) as running:
         yield running
 
 
@@ -90,7 +93,7 @@ def cluster_of(pytestconfig: pytest.Config) -> Iterator[Callable[[int], Cluster]
                 if found is None:
                     missing = pytest.fail if pytestconfig.getoption("--require-services") else pytest.skip
                     missing(f"no server of PostgreSQL {major} here (Debian: apt-get install postgresql-{major})")
-                running[major] = cleanup.enter_context(_server(found))
+                running[major] = cleanup.enter_context(throwaway_server(found))
             return running[major]
 
         yield of_major
