@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 import psycopg  # noqa: TID253
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = pytest.mark.end_to_end
 
@@ -30,7 +29,7 @@ DAMAGE = "DELETE FROM billing.invoices WHERE id > 10; UPDATE customers SET name 
 def cluster(binaries):
     """A server of this file's own, with everything that may hold a database; its roles need no cleaning up."""
     settings = {"max_prepared_transactions": "4", "wal_level": "logical", "max_wal_senders": "4"}
-    with throwaway_cluster(binaries, settings=settings) as running:
+    with throwaway_server(binaries, settings=settings) as running:
         yield running
 
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = pytest.mark.end_to_end
 
@@ -145,7 +144,7 @@ def test_missing_role_is_refused_by_name(run_opsctl, back_up, database, database
 
 @pytest.fixture(scope="module")
 def with_prepared_transactions(binaries):
-    with throwaway_cluster(binaries, settings={"max_prepared_transactions": "2"}) as running:
+    with throwaway_server(binaries, settings={"max_prepared_transactions": "2"}) as running:
         yield running
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from servers import throwaway_server
 
 from opsctl.drill import Drills
 from opsctl.drill_records import DrillRecords
 from opsctl.drill_servers import DrillServer, Scratch, Throwaway
 from opsctl.keys import Keys
 from opsctl.manifest import parse_manifest
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.cluster_files import children
 from opsctl.postgres.server import Server
 from opsctl.postgres.tools import Tools
@@ -198,7 +198,7 @@ def test_a_lent_server_that_hangs_is_let_go(run_opsctl, saas, only_backup, binar
     """It cannot be ended, so it is given up; when it goes on, the next drill takes away what was left there."""
     assert run_opsctl("backup", url=saas.url).returncode == 0
     copy = copy_of(only_backup(run_opsctl.work / "backups"))
-    with throwaway_cluster(binaries) as lent:
+    with throwaway_server(binaries) as lent:
         records = DrillRecords(tmp_path)
         scratch = Scratch(lambda name: Server(lent.url(name)), records, tmp_path, timeout_seconds=4)
         drills = Drills(lambda _: [scratch], tools, Keys(), now, stopping(lambda: lent.pid))
