@@ -3,12 +3,13 @@
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from opsctl.amounts import age, duration, size
+from opsctl.cli.table import PlainTable
 from opsctl.documents import envelope
 from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError
 from opsctl.stream import Advance
@@ -17,10 +18,9 @@ from opsctl.telemetry.redact import Redactor
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
-    from rich.table import Table
 
-__all__ = ["age", "duration", "size"]
-"""The commands find the words for amounts where they find the rest of what they print."""
+__all__ = ["PlainTable", "age", "duration", "size"]
+"""The commands find tables and the words for amounts where they find the rest of what they print."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Outcome:
     """
 
     result: dict[str, Any] | None
-    text: Sequence["RenderableType"] = ()
+    text: Iterable["RenderableType"] = ()
     exit_code: ExitCode | DoctorExit = ExitCode.DONE
     error: OpsctlError | None = None
     fields: dict[str, Any] = field(default_factory=dict)
@@ -239,10 +239,3 @@ class JsonLinesOutput(JsonOutput):
 
 def _nothing(_count: int) -> None:
     return
-
-
-def plain_table() -> "Table":
-    """A table without lines: it fits 80 columns, and a pipe."""
-    from rich.table import Table
-
-    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")

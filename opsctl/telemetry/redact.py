@@ -49,7 +49,7 @@ class Redactor:
     def text(self, text: str) -> str:
         if self._pattern is not None:
             text = self._pattern.sub(MASK, text)
-        return USERINFO.sub(rf"\1{MASK}@", text)
+        return USERINFO.sub(rf"\1{MASK}@", text) if "://" in text else text
 
     def deep(self, value: Any) -> Any:
         """The same for every string in nested lists, tuples and mappings, keys included."""
