@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, TypeVar
 
 from opsctl.errors import BackupDamaged, NoSuchBackup
+from opsctl.times import format_time
 
 SCHEMA = 1
 EVIDENCE_LEVELS = ("stored", "decoded", "restored", "counted", "content")
@@ -284,11 +285,6 @@ def _iso(value: object) -> str:
     if isinstance(value, datetime):
         return format_time(value)
     raise TypeError(f"{type(value).__name__} does not belong in a manifest")
-
-
-def format_time(moment: datetime) -> str:
-    """An aware time as RFC 3339 in UTC, to the millisecond."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def backup_id(database: str, moment: datetime, random_hex: str) -> str:

@@ -20,10 +20,11 @@ from urllib.parse import quote, unquote
 from opsctl.background import in_background, in_parallel
 from opsctl.errors import BackupDamaged, Refused, RemovalRefused, RepositoryUnreachable
 from opsctl.listing import Listing
-from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, format_time, parse_manifest
+from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Manifest, StoredFile, parse_manifest
 from opsctl.manifest_cache import ManifestCache, ManifestReader
 from opsctl.storage import Entry, Publication, Storage, locked_text
 from opsctl.stream import Writer
+from opsctl.times import format_time
 
 MANIFEST = "manifest.json"
 PIN = "pin"

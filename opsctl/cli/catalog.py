@@ -9,7 +9,7 @@ from opsctl.cli.files import whole_file
 from opsctl.cli.output import Outcome, PlainTable, age, duration, size
 from opsctl.documents import backup_entry, incomplete_entry
 from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, OpsctlError, RepositoryUnreachable, UsageError
-from opsctl.manifest import choose, format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +70,7 @@ def choose_from(
 ) -> "Backup":
     """The same, out of what was read before."""
     from opsctl.cli.session import parse_time
+    from opsctl.manifest import choose
 
     limit = parse_time(before) if before else None
     now = session.clock()

@@ -296,7 +296,7 @@ def _problems(standings: Sequence["Standing"]) -> Iterator[str]:
 
 
 def _time(moment: datetime | None) -> str | None:
-    from opsctl.manifest import format_time
+    from opsctl.times import format_time
 
     return format_time(moment) if moment else None
 

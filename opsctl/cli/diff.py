@@ -6,7 +6,7 @@ import typer
 from opsctl.cli.catalog import choose_from, read_catalog
 from opsctl.cli.output import Outcome, PlainTable, age, size
 from opsctl.errors import ExitCode, UsageError
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     from datetime import datetime

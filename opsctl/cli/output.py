@@ -12,12 +12,13 @@ from opsctl.amounts import age, duration, size
 from opsctl.cli.table import PlainTable
 from opsctl.documents import envelope
 from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError
-from opsctl.stream import Advance
 from opsctl.telemetry.redact import Redactor
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
+
+    from opsctl.stream import Advance
 
 __all__ = ["PlainTable", "age", "duration", "size"]
 """The commands find tables and the words for amounts where they find the rest of what they print."""
@@ -61,7 +62,7 @@ class Output(Protocol):
         """Print the result, and the error if there is one; the last thing a run does."""
         ...
 
-    def start_progress(self, label: str, total: int | None) -> Advance:
+    def start_progress(self, label: str, total: int | None) -> "Advance":
         """Show that ``label`` advances, in bytes; on a terminal only."""
         ...
 
@@ -93,7 +94,7 @@ class TextOutput:
         if outcome.error is not None and sys.stderr.isatty():  # elsewhere the log line says it
             self._show_error(outcome.error)
 
-    def start_progress(self, label: str, total: int | None) -> Advance:
+    def start_progress(self, label: str, total: int | None) -> "Advance":
         if self._quiet or not sys.stderr.isatty():
             return _nothing
         from rich.progress import (
@@ -213,7 +214,7 @@ class JsonOutput:
         sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
         sys.stdout.flush()
 
-    def start_progress(self, label: str, total: int | None) -> Advance:  # noqa: ARG002
+    def start_progress(self, label: str, total: int | None) -> "Advance":  # noqa: ARG002
         return _nothing
 
     def stop_progress(self) -> None:

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 MASK = "***"
 SHORTEST = 4
