@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from opsctl.history_file import HistoryFile
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     import sqlite3

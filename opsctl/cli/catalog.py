@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.files import whole_file
-from opsctl.cli.output import Outcome, age, duration, plain_table, size
+from opsctl.cli.output import Outcome, PlainTable, age, duration, size
 from opsctl.documents import backup_entry, incomplete_entry
 from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, OpsctlError, RepositoryUnreachable, UsageError
-from opsctl.manifest import choose, format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import RenderableType
 
     from opsctl.cli.session import Session
@@ -68,6 +70,7 @@ def choose_from(
 ) -> "Backup":
     """The same, out of what was read before."""
     from opsctl.cli.session import parse_time
+    from opsctl.manifest import choose
 
     limit = parse_time(before) if before else None
     now = session.clock()
@@ -121,18 +124,19 @@ def list_backups(session: "Session", database: OptionalDatabase = None, reposito
         "incomplete": [incomplete_entry(each) for each in catalog.incomplete],
         "unreachable": sorted(catalog.unreachable),
     }
-    text: list[RenderableType] = [_table(catalog, now)] if catalog.backups else ["There are no backups yet."]
+    return Outcome(result, _listed(catalog, now), ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE)
+
+
+def _listed(catalog: "Catalog", now: Any) -> "Iterator[RenderableType]":
+    yield _table(catalog, now) if catalog.backups else "There are no backups yet."
     if catalog.incomplete:
-        text.append("\nNot backups (interrupted, being written, hidden, or damaged):")
-        text += [
-            f"  {each.id} in {each.repository}: {size(each.bytes)}, {age(each.modified_at, now)} ago, {each.reason}"
-            for each in catalog.incomplete
-        ]
-    return Outcome(result, text, ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE)
+        yield "\nNot backups (interrupted, being written, hidden, or damaged):"
+    for each in catalog.incomplete:
+        yield f"  {each.id} in {each.repository}: {size(each.bytes)}, {age(each.modified_at, now)} ago, {each.reason}"
 
 
 def _table(catalog: "Catalog", now: Any) -> "RenderableType":
-    table = plain_table()
+    table = PlainTable()
     table.add_column("Backup", no_wrap=True, overflow="fold")
     for column in ("Age", "Stored"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -197,12 +201,12 @@ def _details(backup: "Backup") -> list["RenderableType"]:
         ("By hand", manifest.restore_command),
     ):
         about.add_row(f"{key}:", value)
-    files = plain_table()
+    files = PlainTable()
     for column in ("File", "Plain", "Stored", "SHA-256 (as stored)"):
         files.add_column(column, overflow="fold")
     for file in manifest.files:
         files.add_row(file.name, size(file.bytes), size(file.stored_bytes), file.sha256)
-    tables = plain_table()
+    tables = PlainTable()
     tables.add_column("Table", overflow="fold")
     tables.add_column("Rows", justify="right")
     for table in facts.tables:

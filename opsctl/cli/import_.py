@@ -10,7 +10,7 @@ from opsctl.cli.dump_files import database_of, examine_file
 from opsctl.cli.output import Outcome, counted, size
 from opsctl.cli.run_report import concern
 from opsctl.errors import ExitCode, OpsctlError
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     from opsctl.adopt import Adopted, Adoption

@@ -6,11 +6,9 @@ Each step stands for itself: one that fails or hangs is a line in the log, and n
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import TimeoutError as TookTooLong
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from opsctl.background import in_background
 from opsctl.errors import DoctorExit, ExitCode, HistoryUnavailable
 from opsctl.telemetry.redact import jsonable
 
@@ -93,6 +91,8 @@ def _harmless(session: "Session") -> Iterator[None]:
 
 def _write_history(session: "Session", write: "Callable[[History], Any]") -> Any:
     """What ``write`` returns. What cannot be written is tried again with the next; one warning a run is enough."""
+    from opsctl.background import in_background
+
     session.unwritten.append(write)
     with _harmless(session):
         history = session.history
@@ -108,7 +108,7 @@ def _write_history(session: "Session", write: "Callable[[History], Any]") -> Any
             return in_background(write_all).result(HISTORY_SECONDS)
         except HistoryUnavailable as error:
             message = error.message
-        except TookTooLong:
+        except TimeoutError:
             message = f"The history did not answer within {HISTORY_SECONDS:g} s."
             session.is_recorded = False  # no step waits for it again
         if not session.is_warned:

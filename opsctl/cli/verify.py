@@ -9,7 +9,6 @@ from opsctl.cli.catalog import choose_backup, read_catalog
 from opsctl.cli.output import Outcome, duration
 from opsctl.cli.run_report import concern
 from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, ServiceFailed, ServicesUnreachable, UsageError
-from opsctl.manifest import EVIDENCE_LEVELS, choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,12 +136,16 @@ def _chosen(session: "Session", wanted: Wanted) -> tuple[list["Backup"], list["I
 
 
 def _newest(session: "Session", catalog: "Catalog") -> list["Backup"]:
+    from opsctl.manifest import choose
+
     databases = {backup.database for backup in catalog.backups}
     return [choose(catalog.backups, f"latest:{name}", now=session.clock()) for name in sorted(databases)]
 
 
 def _verify(session: "Session", backup: "Backup", *, drill: bool) -> dict[str, Any]:
     """Verify every copy of a backup; the worst outcome counts."""
+    from opsctl.manifest import EVIDENCE_LEVELS
+
     found = _drill_copies(session, backup) if drill else _read_copies(session, backup)
     session.output.stop_progress()
     for verification in found:
