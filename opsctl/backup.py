@@ -200,7 +200,7 @@ def _make(
         warnings=warnings,
         needs_attention=bool(found) or any(sign in warning for warning in warnings for sign in INCOMPLETE_SIGNS),
         unusual=found,
-        compared_with=usual[0].id if usual else None,
+        compared_with=unusual.typical(usual).id if usual else None,
     )
 
 

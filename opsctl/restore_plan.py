@@ -296,7 +296,7 @@ def _login_obstacles(manifest: Manifest, target: Target, options: RestoreOptions
     if missing:
         yield Obstacle(
             f"roles that the backup needs do not exist here: {', '.join(missing)}",
-            f"`opsctl restore {manifest.id} --globals` creates them; --no-owner and --no-privileges do without.",
+            f"{_how_roles_are_made(manifest)}; --no-owner and --no-privileges do without.",
         )
     if target.is_superuser:
         return
@@ -321,6 +321,13 @@ def _login_obstacles(manifest: Manifest, target: Target, options: RestoreOptions
     for extension in facts.extensions:
         if extension.name in target.untrusted_extensions:
             yield Obstacle(f"only a superuser can create extension {extension.name}", as_superuser)
+
+
+def _how_roles_are_made(manifest: Manifest) -> str:
+    if manifest.imported:
+        return "CREATE ROLE creates them: a dump does not say what they may do"
+    # Whoever copies the line alone would make them on the configured server.
+    return f"`opsctl restore {manifest.id} --globals` creates them, with the same --to if there was one"
 
 
 def _swap_obstacles(live: LiveDatabase) -> Iterator[Obstacle]:

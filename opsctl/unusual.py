@@ -52,6 +52,12 @@ def compared(newest: Manifest, earlier: Sequence[Manifest], limits: "UnusualSett
     return same if len(same) >= min(FEWEST, limits.compared) else []
 
 
+def typical(usual: Sequence[Manifest]) -> Manifest:
+    """The newest of them that is no smaller than usual: beside one that was unusual itself, nothing looks different."""
+    normal = median(each.dump.bytes for each in usual)
+    return next(each for each in usual if each.dump.bytes >= normal)
+
+
 def is_too_fast(newest: Manifest, usual: Sequence[Manifest], limits: "UnusualSettings") -> bool:
     """Whether it took far less time than usual, and the dump is smaller as well."""
     seconds = median(each.duration_seconds for each in usual)

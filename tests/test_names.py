@@ -40,7 +40,7 @@ def test_any_name_a_database_may_have(run_opsctl, cluster, database, given):
 
 
 def test_configured_name_is_what_is_confirmed(run_opsctl, database):
-    """``--yes`` names the database as the configuration does, not as the server does."""
+    """``--yes`` names the database as the configuration does, not as the server does; so does the history."""
     (run_opsctl.work / "opsctl.toml").write_text(f'[databases.main]\nurl = "{database.url}"\n')
     run_opsctl("backup")
 
@@ -48,3 +48,5 @@ def test_configured_name_is_what_is_confirmed(run_opsctl, database):
     run = run_opsctl("restore", "latest", "--yes", "main", "--json")
     assert run.returncode == 0, run
     assert run.json["result"]["database"] == database.name
+    runs = run_opsctl("history", "main", "--command", "restore", "--json").json["result"]["runs"]
+    assert [each["outcome"] for each in runs] == ["done", "refused"]

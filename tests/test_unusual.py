@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from opsctl.manifest import DatabaseProperties, Facts, Manifest, StoredFile, TableFacts
 from opsctl.settings import UnusualSettings
-from opsctl.unusual import MOST_NAMED, compared, judge, sentences
+from opsctl.unusual import MOST_NAMED, compared, judge, sentences, typical
 
 MIB = 1 << 20
 BEGUN = datetime(2026, 11, 24, 3, tzinfo=UTC)
@@ -94,11 +94,15 @@ def test_many_small_tables_emptied_at_once():
 
 
 def test_a_new_state_becomes_the_usual_one():
-    """A tenant that left for good is told of until half of the backups compared are like the newest."""
+    """A tenant that left for good is told of until half of the backups compared are like the newest.
+
+    So long it is shown beside one of the old state: beside the night before, nothing would look different.
+    """
     large, small = backup(USERS), backup({"users": 1000, "plans": 5}, size=20 * MIB)
     nights, told = [large] * 7, []
     for _ in range(6):
         told.append(found(small, nights))
+        assert not told[-1] or typical(nights[:7]) is large
         nights = [small, *nights]
 
     assert [bool(each) for each in told] == [True, True, True, True, False, False]

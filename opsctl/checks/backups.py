@@ -16,7 +16,7 @@ from opsctl.manifest import EVIDENCE_LEVELS, Manifest
 from opsctl.repository import Backup, merged
 from opsctl.retention import policy_of
 from opsctl.schedule import Schedule
-from opsctl.unusual import FEWEST, compared, is_too_fast
+from opsctl.unusual import FEWEST, compared, is_too_fast, typical
 
 if TYPE_CHECKING:
     from opsctl.settings import UnusualSettings
@@ -117,7 +117,7 @@ def judge_size(
         value=round(percent, 1),
         code=None if status == "ok" else "shrunk",
         details={"newest": good[0].id, "newest_bytes": newest, "usual_bytes": normal},
-        remedy=None if status == "ok" else _compare(good[0], usual[0]),
+        remedy=None if status == "ok" else _compare(good[0], typical(usual)),
     )
 
 
@@ -140,7 +140,7 @@ def judge_duration(
         value=round(percent, 1),
         code=None if status == "ok" else code,
         details={"newest": newest.id, "newest_seconds": newest.duration_seconds, "usual_seconds": normal},
-        remedy=None if status == "ok" else _compare(newest, usual[0]) if is_fast else slow,
+        remedy=None if status == "ok" else _compare(newest, typical(usual)) if is_fast else slow,
     )
 
 

@@ -53,7 +53,7 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
 def _time(planned: "RestorePlan", now: datetime) -> str:
     expected = planned.expected
     if expected is None:
-        return "unknown: nothing of this database was restored or drilled yet"
+        return "unknown: there is no restore into this server and no drill to go by"
     if expected.backup_id == planned.backup_id:
         return (
             f"about {duration(expected.seconds)}, as in its {expected.measured_by} {age(expected.measured_at, now)} ago"

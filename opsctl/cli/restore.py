@@ -159,9 +159,9 @@ def restore(
     last = _last_restore(session, source.database, server)
     expected = expected_time(wanted.manifest, source.others, session.repositories, last)
     wanted = replace(wanted, expected=expected)
-    concern(session, [wanted.database])
+    concern(session, [source.database])
     planned = wanted.plan(session.clock())
-    fields = {**source.fields, "database": wanted.database}
+    fields = {**source.fields, "database": source.database, **({"into": into} if into is not None else {})}
     text = plan_text(planned, source.proven, session.clock())
     if plan:
         return Outcome(_result(source, planned, None), text, error=planned.refusal, fields=fields)

@@ -1,7 +1,7 @@
 from typing import TYPE_CHECKING, Any
 
 from opsctl.cli.catalog import readable_copy
-from opsctl.cli.output import Outcome
+from opsctl.cli.output import Outcome, counted
 from opsctl.errors import ExitCode, NoSuchBackup
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def create_missing_roles(session: "Session", backup: "Backup", server: "Server",
         "plan": plan_only,
     }
     verb = "Would create" if plan_only else "Created"
-    text = [f"{verb} {len(planned.missing)} roles: {', '.join(planned.missing) or 'none is missing'}"]
+    text = [f"{verb} {counted(len(planned.missing), 'role')}: {', '.join(planned.missing) or 'none is missing'}"]
     text += [f"  refused: {each}" for each in refused]
     if planned.left_alone:
         text.append("The backup also says, and it was left alone:")
