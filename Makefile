@@ -58,7 +58,8 @@ build: setup ## wheel and sdist
 	$(BIN)/python -m build --quiet
 
 image: ## the container image
-	docker build --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' opsctl/__init__.py) --tag opsctl .
+	version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' opsctl/__init__.py); \
+	docker build --build-arg VERSION=$$version --tag opsctl --tag opsctl:$$version .
 
 up: image ## a small SaaS with opsctl around it, in containers
 	@deploy/stack/prepare
