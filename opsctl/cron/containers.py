@@ -58,6 +58,8 @@ def compose(config: "Config", *, image: str = IMAGE) -> str:
         "A service that runs [schedule]: add it to the compose file.\n"
         f"# Its user {USER} must be able to read the files that are mounted, and to write the folders."
     )
+    if any(each.service for each in config.databases.values()):
+        head += "\n# Beside the database it needs no Docker: take service and tools out of [databases.NAME]."
     return _yaml([document], head)
 
 
