@@ -69,10 +69,10 @@ down: ## end it; its data stays
 	docker compose --file deploy/stack/compose.yaml down
 
 acceptance: setup services ## what needs root and apt, or takes minutes; as root it installs the services from Debian
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'acceptance and not soak' --require-services --no-header -q -rP
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'acceptance and not soak' --require-services --no-header -q -rP
 
 soak: setup services ## what takes longest: kills by the dozen, every kind of dump, the image, the stack, the wheel, the site
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m soak --require-services --no-header -q -rP
+	$(BIN)/python -m pytest -n $(WORKERS) -m soak --require-services --no-header -q -rP
 
 services:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

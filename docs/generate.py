@@ -24,7 +24,8 @@ from words import words_json
 from opsctl import errors
 from opsctl.checks import ALL_CHECKS
 from opsctl.checks.check import Check
-from opsctl.cli.app import COMMANDS, app
+from opsctl.cli.app import COMMANDS, new_app
+from opsctl.cli.boundary import run_command
 from opsctl.cli.explain import limit_as_text
 from opsctl.errors import OpsctlError
 from opsctl.runbook.files import SHIPPED, shipped
@@ -64,7 +65,7 @@ What the exit codes mean: [exit-codes.md](exit-codes.md). What `--json` prints: 
 
 def cli_page() -> str:
     """docs/cli.md, whole."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(new_app(run_command))
     lines = [INTRODUCTION]
     for panel in dict.fromkeys(panel for _, panel, _ in COMMANDS):
         lines += [f"**{panel}**\n", "| command | what it does |", "|---|---|"]

@@ -9,7 +9,8 @@ import typer.main
 from commands import command_of, common_of, own_of, spellings, split_help, usage
 
 from opsctl import __version__
-from opsctl.cli.app import COMMANDS, app
+from opsctl.cli.app import COMMANDS, new_app
+from opsctl.cli.boundary import run_command
 
 DOCS = Path(__file__).parent
 
@@ -24,7 +25,7 @@ FILES = {
 
 def man_page() -> str:
     """share/man/opsctl.1, whole."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(new_app(run_command))
     purpose, _, _ = split_help(group.help)[0].partition("\n\n")
     lines = [
         '.\\" Written by docs/generate.py (`make docs`).',

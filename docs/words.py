@@ -8,7 +8,8 @@ import typer.main
 from commands import command_of, split_help
 
 from opsctl.checks import ALL_CHECKS
-from opsctl.cli.app import COMMANDS, app
+from opsctl.cli.app import COMMANDS, new_app
+from opsctl.cli.boundary import run_command
 from opsctl.runbook.files import read, shipped
 
 KINDS = {
@@ -38,7 +39,7 @@ NEVER = {"yes"}
 
 def words_json() -> str:
     """share/words.json, whole."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(new_app(run_command))
     names = dict.fromkeys(part for name, _, _ in COMMANDS for part in (name.partition(" ")[0], name))
     scenarios = read(shipped("en")).scenarios
     steps = [{"id": s.id, "title": s.title, "steps": [step.id for step in s.steps]} for s in scenarios]

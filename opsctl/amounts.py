@@ -1,4 +1,4 @@
-"""Amounts for people: bytes, ages and durations in their largest unit. Pure."""
+"""Amounts for people: bytes, ages and durations in their largest unit, numbers of things. Pure."""
 
 from datetime import datetime
 
@@ -24,6 +24,11 @@ def age(moment: datetime, now: datetime) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 backup``, ``2 backups``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

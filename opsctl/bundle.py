@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any
 
 from opsctl.errors import UsageError
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 MANIFEST = "manifest.json"
 SCHEMA = "opsctl.bundle/1"

@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from opsctl.errors import OpsctlError
-from opsctl.manifest import format_time
 from opsctl.telemetry.redact import jsonable
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     from opsctl.history import Run

@@ -48,6 +48,9 @@ OF_THE_DATA = re.compile(
 
 OF_THE_RIGHTS = re.compile(r"permission denied|must be (owner|superuser|able|member|a superuser)")
 
+OF_THE_SERVER = re.compile(r"ERROR: +(.+)")
+"""What the server itself said, without how the program that was told ended."""
+
 OF_THE_MACHINE = re.compile(
     r"is not available|could not open extension control|could not access file|could not load library|not supported by"
     r"|unsupported XML|No space left"
@@ -202,7 +205,8 @@ class Drills:
             return self._run(restore, notes, server, description)
         except RestoreFailed as error:
             if OF_THE_RIGHTS.search(error.message) and restore.server is not server.superuser:
-                restore, more = _as_superuser(restore, server, error.message)
+                refused = OF_THE_SERVER.search(error.message)
+                restore, more = _as_superuser(restore, server, refused[1] if refused else error.message)
                 return self._run(restore, [*notes, more], server, description)
             raise
 

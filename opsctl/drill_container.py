@@ -16,10 +16,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from opsctl.config import without_libpq_variables
+from opsctl.drill_records import DrillRecords
 from opsctl.drill_servers import (
     DATABASE,
     TIMEOUT_SECONDS,
-    DrillRecords,
     DrillServer,
     Stop,
     allowed_disk,

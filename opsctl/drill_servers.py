@@ -1,11 +1,5 @@
-"""The servers that drills restore into: made for a drill, or lent to it, and clean again afterwards, even after a kill.
+"""The servers that drills restore into: made for a drill, or lent to it, and clean again afterwards."""
 
-Each drill leaves a record in the state folder for as long as it runs, locked by its process. A record that nobody holds
-is of a drill that was killed: what it names is removed by the next one.
-"""
-
-import fcntl
-import json
 import os
 import secrets
 import signal
@@ -18,15 +12,16 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Protocol
 
+from opsctl.amounts import size
 from opsctl.config import without_libpq_variables
-from opsctl.errors import ConfigurationError, OpsctlError, RestoreFailed
+from opsctl.drill_records import DrillRecords, drop_drilled
+from opsctl.errors import OpsctlError, RestoreFailed
 from opsctl.manifest import Facts, Manifest
 from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.cluster_files import children, remove_remains, temporary_folder
-from opsctl.postgres.databases import create_bare_roles, drop_database
+from opsctl.postgres.databases import create_bare_roles
 from opsctl.postgres.server import Server
-from opsctl.postgres.swap import find_staging
 from opsctl.postgres.tools import Tools
 
 OS_USERS = ("opsctl-drill", "nobody", "postgres")
@@ -75,79 +70,6 @@ class Candidate(Protocol):
 
     def open(self, manifest: Manifest) -> AbstractContextManager["DrillServer"]:
         """The server, until the context ends. Raises OpsctlError when there is no room, or it cannot be had."""
-
-
-class DrillRecords:
-    """The records of drills in the state folder."""
-
-    def __init__(self, state_path: Path) -> None:
-        self._folder = state_path / "drills"
-
-    @contextmanager
-    def keep(self, name: str, **content: str) -> Iterator[Callable[[], None]]:
-        """Hold the record of a drill; call what is given when nothing is left of it, else the next drill sees to it.
-
-        Raises ConfigurationError when the state folder cannot be written.
-        """
-        path = self._folder / f"{name}.json"
-        with ExitStack() as cleanup:
-            try:
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                unlocked = self._folder / f".{name}"
-                descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-                cleanup.callback(os.close, descriptor)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                os.write(descriptor, json.dumps(content).encode())
-                unlocked.rename(path)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"The state folder {self._folder.parent} cannot be written: {error.strerror}.",
-                    hint="Set OPSCTL_STATE_DIR, or path in [state], to a folder this user owns.",
-                ) from error
-            yield path.unlink
-
-    def remove_leftovers(
-        self,
-        open_scratch: Callable[[str], Server] | None = None,
-        remove_container: Callable[[str], None] | None = None,
-    ) -> list[str]:
-        """Remove what killed drills have left, and name it. What cannot be reached now waits for the next drill."""
-        removed = []
-        for path in sorted(self._folder.glob("*.json")):
-            with suppress(OSError, OpsctlError, ValueError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _remove(json.load(file), open_scratch, remove_container):
-                    path.unlink()
-                    removed.append(path.stem)
-        return removed
-
-
-def _remove(
-    content: dict[str, str],
-    open_scratch: Callable[[str], Server] | None,
-    remove_container: Callable[[str], None] | None,
-) -> bool:
-    if "container" in content:
-        if remove_container is None:
-            return False
-        remove_container(content["container"])
-    if "folder" in content:
-        remove_remains(Path(content["folder"]))
-        return True
-    if open_scratch is None:
-        return False
-    server = open_scratch(content["database"])
-    if server.address != content["address"]:
-        return False
-    _drop_all(server)
-    return True
-
-
-def _drop_all(server: Server) -> None:
-    """The drilled database, and the staging database of one that was killed."""
-    with server.connect(server.maintenance_database) as connection:
-        for name in (server.database, *find_staging(connection, server.database)):
-            drop_database(connection, name)
 
 
 @dataclass(frozen=True)
@@ -238,10 +160,10 @@ class Scratch:
                     yield DrillServer(server, None, True, self.state_path, stop.reason)
             except BaseException:
                 with suppress(OpsctlError):  # a server that hangs: the next drill sees to it
-                    _drop_all(server)
+                    drop_drilled(server)
                     forget()
                 raise
-            _drop_all(server)
+            drop_drilled(server)
             forget()
 
 
@@ -301,7 +223,7 @@ def watching(
                 return
             free = _free(folder) if folder else RESERVE_BYTES
             if free < RESERVE_BYTES or (allowed_bytes is not None and begun_with - free > allowed_bytes):
-                stop(f"the disk of {folder} ran short: {free:,} bytes were left")
+                stop(f"the disk of {folder} ran short: {size(free)} were left")
                 return
 
     thread = Thread(target=watch, name="drill", daemon=True)
@@ -319,7 +241,7 @@ def watching(
 
 def allowed_disk(folder: Path, manifest: Manifest, max_bytes: int | None) -> int:
     """How many bytes of disk the drill may take there. Raises OpsctlError when it needs more."""
-    data = manifest.database_bytes or 3 * manifest.dump.bytes
+    data = manifest.restored_bytes
     needed = data + min(data, WAL_BYTES) + BASE_BYTES
     try:
         free = max(0, _free(folder) - RESERVE_BYTES)
@@ -328,7 +250,7 @@ def allowed_disk(folder: Path, manifest: Manifest, max_bytes: int | None) -> int
     allowed = min(free, max_bytes) if max_bytes is not None else free
     if needed > allowed:
         raise OpsctlError(
-            f"A drill needs about {needed:,} bytes of disk in {folder}, and may take {allowed:,}.",
+            f"A drill needs about {size(needed)} of disk in {folder}, and may take {size(allowed)}.",
             hint="Set folder in [drill] to a larger disk, or raise its max_disk_bytes.",
         )
     return allowed
@@ -363,12 +285,12 @@ def drill_settings(max_memory_bytes: int | None) -> dict[str, str]:
     memory = min(found, max_memory_bytes) if max_memory_bytes is not None else found
     if memory < LEAST_MEMORY_BYTES:
         raise OpsctlError(
-            f"A drill needs {LEAST_MEMORY_BYTES:,} bytes of memory, and may take {memory:,}.",
+            f"A drill needs {size(LEAST_MEMORY_BYTES)} of memory, and may take {size(memory)}.",
             hint="Drill at another hour, or on another machine.",
         )
-    size = f"{min(memory // 8, MOST_BUFFER_BYTES) // _MIB}MB"
+    share = f"{min(memory // 8, MOST_BUFFER_BYTES) // _MIB}MB"
     wal = f"{WAL_BYTES // _MIB}MB"
-    return {"shared_buffers": size, "maintenance_work_mem": size, "max_wal_size": wal, "lc_messages": "C"}
+    return {"shared_buffers": share, "maintenance_work_mem": share, "max_wal_size": wal, "lc_messages": "C"}
 
 
 def throwaways(found: Sequence[Binaries], manifest: Manifest) -> list[Binaries]:

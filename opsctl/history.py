@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from opsctl.history_file import HistoryFile
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     import sqlite3
@@ -77,6 +77,17 @@ class Ending:
     backup_id: str | None = None
     bytes: int | None = None
     stored_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredRestore:
+    """How long it took to restore a whole backup, whose plain dump has ``dump_bytes``."""
+
+    backup_id: str
+    dump_bytes: int
+    seconds: float
+    at: datetime
+    by: Literal["drill", "restore"] = "restore"
 
 
 @dataclass(frozen=True)
@@ -223,6 +234,23 @@ class History:
         with self._file.reading() as connection:
             found = connection.execute("select command, database, outcome, runs from totals").fetchall()
         return {(command, database or None, outcome): runs for command, database, outcome, runs in found}
+
+    def record_restore(self, database: str, server: str, measured: MeasuredRestore) -> None:
+        """Remember how long the last restore of a database into a server took."""
+        backup_id = _storable(self._redact(measured.backup_id))
+        row = (database, server, backup_id, measured.dump_bytes, measured.seconds, format_time(measured.at))
+        with self._file.writing() as connection:
+            connection.execute("insert or replace into restores values (?, ?, ?, ?, ?, ?)", row)
+
+    def last_restore(self, database: str, server: str) -> MeasuredRestore | None:
+        """The last restore of a database into a server, if this host made it."""
+        query = "select backup_id, dump_bytes, seconds, at from restores where database = ? and server = ?"
+        with self._file.reading() as connection:
+            found = connection.execute(query, (database, server)).fetchone()
+        if found is None:
+            return None
+        backup_id, dump_bytes, seconds, at = found
+        return MeasuredRestore(backup_id, dump_bytes, seconds, datetime.fromisoformat(at))
 
     def record_checks(self, report: Mapping[str, Any], *, at: datetime, is_whole: bool) -> tuple[CheckChange, ...]:
         """Remember what doctor found (its result as JSON has it), and say which checks changed their status.

@@ -11,7 +11,7 @@ from opsctl.errors import HistoryUnavailable
 BUSY_SECONDS = 0.8
 """How long another run may keep us from it: a run is not to wait for its own record."""
 
-VERSION = 1
+VERSION = 2
 
 HINT = "opsctl's own user must be able to write in the state folder. No backup depends on it."
 
@@ -37,6 +37,10 @@ create table if not exists checks (
     id text not null, target text not null, status text not null, since text not null, at text not null,
     entry text not null, primary key (id, target)
 );
+create table if not exists restores (
+    database text not null, server text not null, backup_id text not null, dump_bytes integer not null,
+    seconds real not null, at text not null, primary key (database, server)
+) without rowid;
 create table if not exists verdicts (name text primary key, at text not null, entry text not null) without rowid;
 """
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from opsctl.errors import LockHeld, NoSuchIncident, TimelineUnwritable
-from opsctl.manifest import format_time
 from opsctl.telemetry.redact import Redactor
 from opsctl.telemetry.shapes import deep_without_shapes
 from opsctl.timeline import OWN_KEYS, Event, Examined, Head, Link, examine, parse_head, write_line
+from opsctl.times import format_time
 
 LOCK_SECONDS = 5.0
 TEXT_BYTES = 64 * 1024

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, TypeVar
 
 from opsctl.errors import BackupDamaged, NoSuchBackup
+from opsctl.times import format_time
 
 SCHEMA = 1
 EVIDENCE_LEVELS = ("stored", "decoded", "restored", "counted", "content")
@@ -161,6 +162,9 @@ class Imported:
     at: datetime
     dated_by: Literal["name", "header", "modified"]
     section: str = ""
+    sql_bytes: int | None = None
+    """How large it is as SQL: an archive may be compressed inside."""
+
     unknown: tuple[str, ...] = ()
     """What a backup of opsctl would know, in words."""
 
@@ -202,6 +206,16 @@ class Manifest:
         return next(file for file in self.files if file.name.startswith("dump"))
 
     @property
+    def plain_bytes(self) -> int:
+        """The size of the dump without any compression."""
+        return (self.imported.sql_bytes if self.imported else None) or self.dump.bytes
+
+    @property
+    def restored_bytes(self) -> int:
+        """The disk that a restored copy takes, about; of an imported dump nobody knows, and indexes are large."""
+        return self.database_bytes or 3 * self.plain_bytes
+
+    @property
     def stored_bytes(self) -> int:
         return sum(file.stored_bytes for file in self.files)
 
@@ -241,19 +255,29 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
 
     hint = "Another repository may hold an intact copy; `opsctl verify --all` names every damaged backup."
     try:
-        raw: Any = json.loads(data)
-        if isinstance(raw, dict) and isinstance(raw.get("schema"), int) and raw["schema"] > SCHEMA:
-            raise BackupDamaged(
-                f"The manifest {where} has schema {raw['schema']}; this opsctl reads up to {SCHEMA}.",
-                hint="Use the newer opsctl that wrote it.",
-            )
-        manifest: Manifest = _adapter(TypeAdapter).validate_python(raw)
-    except (ValueError, ValidationError) as error:
-        reason = _first_problem(error)
-        raise BackupDamaged(f"The manifest {where} is damaged: {reason}.", hint=hint) from error
+        manifest: Manifest = _adapter(TypeAdapter).validate_json(data)
+        schema = manifest.schema
+    except ValidationError as error:
+        schema = _schema_of(data)
+        if schema <= SCHEMA:
+            raise BackupDamaged(f"The manifest {where} is damaged: {_first_problem(error)}.", hint=hint) from error
+    if schema > SCHEMA:
+        raise BackupDamaged(
+            f"The manifest {where} has schema {schema}; this opsctl reads up to {SCHEMA}.",
+            hint="Use the newer opsctl that wrote it.",
+        )
     if not any(file.name.startswith("dump") for file in manifest.files):
         raise BackupDamaged(f"The manifest {where} is damaged: it names no dump.", hint=hint)
     return manifest
+
+
+def _schema_of(data: bytes) -> int:
+    """The schema of what is no manifest as we know them; 0 when it tells none."""
+    try:
+        schema = json.loads(data)["schema"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return 0
+    return schema if isinstance(schema, int) else 0
 
 
 _ADAPTER: list[Any] = []
@@ -265,23 +289,15 @@ def _adapter(type_adapter: Any) -> Any:
     return _ADAPTER[0]
 
 
-def _first_problem(error: Exception) -> str:
-    errors = getattr(error, "errors", None)
-    if callable(errors):
-        first = errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc']) or 'document'}: {first['msg']}"
-    return str(error)
+def _first_problem(error: Any) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'document'}: {first['msg']}"
 
 
 def _iso(value: object) -> str:
     if isinstance(value, datetime):
         return format_time(value)
     raise TypeError(f"{type(value).__name__} does not belong in a manifest")
-
-
-def format_time(moment: datetime) -> str:
-    """An aware time as RFC 3339 in UTC, to the millisecond."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def backup_id(database: str, moment: datetime, random_hex: str) -> str:

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any
 
 from opsctl.errors import OpsctlError, RemovalRefused, RepositoryUnreachable, UsageError
-from opsctl.manifest import format_time
 from opsctl.repository import CLOCK_LIMIT, Catalog, Incomplete, Repository, StoredBackup
 from opsctl.retention import Policy, candidate, plan_prune
 from opsctl.storage import locked_text
+from opsctl.times import format_time
 
 PLAN_SCHEMA = "opsctl.prune-plan/1"
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from opsctl.amounts import size
 from opsctl.errors import RepositoryUnreachable
 from opsctl.repository import CLOCK_LIMIT, Catalog, Repository
 from opsctl.storage import Storage, Trial, TrialStatus
@@ -82,7 +83,7 @@ def _space(repository: Repository, catalog: Catalog) -> Iterator[Trial]:
     if free is None or not needed:
         return
     times = free / needed
-    text = f"{free:,} bytes are free; the last backups took {needed:,}."
+    text = f"{size(free)} are free; the last backups took {size(needed)}."
     hint = "`opsctl prune --dry-run` shows what a shorter retention would free."
     if times < ROOM_LIMIT:
         yield Trial("space", "fail", text, hint)

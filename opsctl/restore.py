@@ -1,6 +1,7 @@
 """Restore: plan → staging database → checked → swapped in one transaction."""
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,9 @@ class Restored:
     swapped: bool
     outage_seconds: float | None
     evidence: str | None
+    seconds: float | None = None
+    """How long a restore took from its lock to its end; an undo takes none."""
+
     warnings: tuple[str, ...] = ()
     removed_leftovers: tuple[str, ...] = ()
 
@@ -109,13 +113,17 @@ class Restore:
     """How it is compressed, where opsctl did not write it."""
     part: Selected | None = None
     """What of it is restored, where that is not all."""
+    remarks: tuple[str, ...] = ()
+    """What its plan should warn of besides."""
 
     def plan(self, now: datetime) -> RestorePlan:
         """Look at the server and plan. Nothing is created."""
         facts = self.facts
         count_rows = not self.options.into or self.options.data_only
         target = inspect_target(self.server, self.database, facts.requires, self._own_properties, count_rows=count_rows)
-        options = replace(self.options, replica_count=len(self.swap_settings.replicas))
+        options = replace(
+            self.options, replica_count=len(self.swap_settings.replicas), is_trusted=bool(self.keys.trusted)
+        )
         planned = plan_restore(
             replace(self.manifest, facts=facts),
             target,
@@ -125,12 +133,13 @@ class Restore:
             other_obstacles=self._obstacles(),
             expected=self.expected,
         )
+        planned = replace(planned, warnings=(*self.remarks, *planned.warnings))
         if self.part is None:
             return planned
         fire = "triggers fire while the rows come in: only a superuser can hold them off"
         does_fire = self.options.data_only and not self._holds_off_triggers
         warnings = (*planned.warnings, *([fire] if does_fire else []))
-        return replace(planned, along=self.part.along, missing=self.part.missing, warnings=warnings)
+        return replace(planned, along=self.part.along, missing=self.part.missing, is_part=True, warnings=warnings)
 
     @property
     def facts(self) -> Facts:
@@ -176,6 +185,7 @@ class Restore:
         Raises Refused when something stands in the way, BackupDamaged, RestoreFailed; then the live database is as
         it was and nothing that was created is left.
         """
+        started = time.monotonic()
         with database_lock(self.server, self.database, command="restore", state_path=self.state_path, now=clock()):
             leftovers = remove_leftovers(self.server, self.database)
             self._staging.remove_leftovers()
@@ -191,7 +201,8 @@ class Restore:
                 restored = self._overwrite(plan, advance)
             else:
                 restored = self._stage_and_swap(plan, plan.staging_database, advance, clock)
-        return plan, replace(restored, removed_leftovers=tuple(leftovers))
+        seconds = round(time.monotonic() - started, 3)
+        return plan, replace(restored, seconds=seconds, removed_leftovers=tuple(leftovers))
 
     def _overwrite(self, plan: RestorePlan, advance: Advance) -> Restored:
         """Load into the database itself, in one transaction: it succeeds as a whole or changes nothing."""
@@ -365,7 +376,8 @@ class Restore:
             if differences:
                 raise CopyDiffers(differences)
             remarks = gather_statistics(connection)
-        return {"none": "restored", "counts": "counted", "content": "content"}[facts.level], remarks
+        level = facts.level if self.part is None or self.part.with_rows else "none"
+        return {"none": "restored", "counts": "counted", "content": "content"}[level], remarks
 
     def _clean_up(self, staging: str) -> None:
         """Drop the staging database; after a finished swap there is none of that name. The first error is the one."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from opsctl.amounts import size
 from opsctl.errors import Refused
 from opsctl.manifest import DatabaseProperties, Manifest
 from opsctl.postgres.swap import previous_name, staging_name
@@ -46,6 +47,9 @@ class RestoreOptions:
     replica_count: int = 0
     """Standbys whose sessions can be ended, because ``replica_urls`` names them."""
 
+    is_trusted: bool = False
+    """Whether the backup must be signed by a key that is trusted."""
+
 
 @dataclass(frozen=True)
 class TableLoss:
@@ -72,12 +76,13 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class ExpectedTime:
-    """How long a restore will take: a drill of ``backup_id``, at ``measured_at``, took ``measured_seconds``."""
+    """How long a restore will take: that of ``backup_id``, in a drill or ours, took ``measured_seconds``."""
 
     seconds: float
     backup_id: str
     measured_seconds: float
     measured_at: datetime
+    measured_by: Literal["drill", "restore"] = "drill"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class RestorePlan:
     """The version of the server that the backup is of …"""
     target_major: int
     """… and of the one it would be restored into."""
-    database_bytes: int | None
+    database_bytes: int
     dump_bytes: int
     staging_database: str | None
     previous_database: str | None
@@ -111,6 +116,8 @@ class RestorePlan:
     """What comes with the part that is restored."""
     missing: tuple[str, ...] = ()
     """What is left out of it although it belongs to it."""
+    is_part: bool = False
+    """Whether not all is restored: then time and disk are at most those of the whole."""
 
     @property
     def blockers(self) -> tuple[str, ...]:
@@ -172,7 +179,7 @@ def plan_restore(
         taken_at=manifest.created_at,
         server_version=manifest.server_version,
         target_major=target.major,
-        database_bytes=manifest.database_bytes,
+        database_bytes=manifest.restored_bytes,
         dump_bytes=manifest.dump.bytes,
         staging_database=staging_name(database, secrets.token_hex(4)) if mode in {"swap", "create"} else None,
         previous_database=previous_name(database, now, target.previous) if mode == "swap" else None,
@@ -339,13 +346,15 @@ def _swap_obstacles(live: LiveDatabase) -> Iterator[Obstacle]:
 
 def _disk(manifest: Manifest, target: Target, options: RestoreOptions) -> tuple[Obstacle | None, str | None]:
     """What stands in the way, or a remark; what cannot be known is said to be unknown."""
-    needed = manifest.database_bytes or manifest.dump.bytes
+    needed = manifest.restored_bytes
     if target.free_bytes is not None:
-        if target.free_bytes < needed:
-            reason = f"the server has {target.free_bytes:,} bytes free, the copy needs about {needed:,}"
-            return Obstacle(reason, "Free space on its disk; --forget-previous drops what restores put aside."), None
-        return None, None
-    unknown = f"the free disk space of the server is unknown; the copy needs about {needed:,} bytes"
+        if target.free_bytes >= needed:
+            return None, None
+        short = f"the server has {size(target.free_bytes)} free, the copy needs about {size(needed)}"
+        if manifest.database_bytes is None and target.free_bytes >= manifest.plain_bytes:
+            return None, f"{short}, as far as a dump tells"
+        return Obstacle(short, "Free space on its disk; --forget-previous drops what restores put aside."), None
+    unknown = f"the free disk space of the server is unknown; the copy needs about {size(needed)}"
     if needed > SMALL_BYTES and not options.accept_unknown_disk:
         return Obstacle(unknown, "Look yourself, then --accept-unknown-disk."), None
     return None, unknown
@@ -356,7 +365,7 @@ def _remarks(manifest: Manifest, target: Target, options: RestoreOptions, mode: 
     if target.major < manifest.pg_dump_major and not target.major < SETS_TRANSACTION_TIMEOUT <= manifest.pg_dump_major:
         yield f"the archive was written by pg_dump {manifest.pg_dump_major}, the server is older ({target.major})"
     if target.writes_wal:
-        yield f"the load writes about {manifest.database_bytes or manifest.dump.bytes:,} bytes of WAL"
+        yield f"the load writes about {size(manifest.restored_bytes)} of WAL"
     for extension in facts.extensions:
         default = target.available_extensions.get(extension.name)
         if None not in {default, extension.version} and default != extension.version:
@@ -372,6 +381,11 @@ def _remarks(manifest: Manifest, target: Target, options: RestoreOptions, mode: 
         yield f"standbys whose sessions go on reading the old database: {', '.join(target.standbys)} (replica_urls)"
     if mode == "in_place":
         yield "there is no undo: the live database is overwritten in one transaction"
+    if target.is_superuser and not options.is_trusted:
+        yield (
+            "loaded by a superuser: functions that the dump brings run with all rights, also outside of the database;"
+            " load one that you do not trust as its owner (--to URL)"
+        )
     for table in manifest.excluded_tables:
         yield f"the data of {table} is not in the backup"
     for warning in manifest.warnings:

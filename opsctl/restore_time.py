@@ -1,12 +1,11 @@
-"""How long a restore will take, by what drills of the same database have measured."""
+"""How long a restore will take, by what restores and drills of the same database have measured."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 
 from opsctl.errors import RepositoryUnreachable
+from opsctl.history import MeasuredRestore
 from opsctl.manifest import EVIDENCE_LEVELS, Manifest
 from opsctl.repository import Backup, Evidence, Repository
 from opsctl.restore_plan import ExpectedTime
@@ -16,28 +15,40 @@ MOST_READS = 5
 """How many pieces of evidence are read at most: each is a request to the storage."""
 
 
-@dataclass(frozen=True)
-class MeasuredRestore:
-    """A restore that a drill has timed."""
+LEAST_SECONDS = 1
+"""What a restore takes however small the dump is: a database is made, compared and swapped in."""
 
-    backup_id: str
-    dump_bytes: int
-    seconds: float
-    at: datetime
+ALIKE = 2
+"""Dumps of which the larger has at most so many times the bytes of the other are alike."""
 
 
 def expected_time(
-    manifest: Manifest, backups: Iterable[Backup], repositories: Mapping[str, Repository]
+    manifest: Manifest,
+    backups: Iterable[Backup],
+    repositories: Mapping[str, Repository],
+    restored: MeasuredRestore | None = None,
 ) -> ExpectedTime | None:
-    """How long this restore will take; ``None`` where nothing of its database was drilled that could be read."""
-    measured = read_measured(manifest, backups, repositories)
+    """How long this restore will take; ``None`` where nothing of its database was timed that could be read.
+
+    ``restored`` is the last one into the same server. It tells more than a drill, which runs on another server and at
+    low priority, unless its dump was of another size: little time says little about a large dump.
+    """
+    if restored is not None and _is_alike(manifest, restored):
+        return in_proportion(manifest, restored)
+    measured = read_measured(manifest, backups, repositories) or restored
     return in_proportion(manifest, measured) if measured else None
+
+
+def _is_alike(manifest: Manifest, measured: MeasuredRestore) -> bool:
+    smaller, larger = sorted((manifest.plain_bytes, measured.dump_bytes))
+    return larger <= ALIKE * smaller
 
 
 def in_proportion(manifest: Manifest, measured: MeasuredRestore) -> ExpectedTime:
     """The measured time; in proportion to the dump's size where it is another backup's. Pure."""
-    ratio = 1.0 if measured.backup_id == manifest.id else manifest.dump.bytes / max(1, measured.dump_bytes)
-    return ExpectedTime(round(measured.seconds * ratio, 3), measured.backup_id, measured.seconds, measured.at)
+    ratio = 1.0 if measured.backup_id == manifest.id else manifest.plain_bytes / max(1, measured.dump_bytes)
+    seconds = round(max(measured.seconds * ratio, min(measured.seconds, LEAST_SECONDS)), 3)
+    return ExpectedTime(seconds, measured.backup_id, measured.seconds, measured.at, measured.by)
 
 
 def read_measured(
@@ -60,7 +71,7 @@ def read_measured(
     for drilled_manifest, evidence, repository in drilled[:MOST_READS]:
         seconds = _restore_seconds(repository, drilled_manifest, evidence)
         if seconds is not None:
-            return MeasuredRestore(drilled_manifest.id, drilled_manifest.dump.bytes, seconds, evidence.at)
+            return MeasuredRestore(drilled_manifest.id, drilled_manifest.plain_bytes, seconds, evidence.at, "drill")
     return None
 
 

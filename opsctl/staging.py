@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from opsctl.amounts import size
 from opsctl.errors import ConfigurationError, Refused
 
 SPOOL = "spool"
@@ -80,7 +81,7 @@ class Staging:
         free = status.f_bavail * status.f_frsize
         if free < needed_bytes:
             raise Refused(
-                f"There are {free:,} bytes of free disk in {self.path}, and {doing} needs about {needed_bytes:,}.",
+                f"There are {size(free)} of free disk in {self.path}, and {doing} needs about {size(needed_bytes)}.",
                 hint=hint,
             )
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from opsctl.manifest import format_time
 from opsctl.postgres.server import Server
 from opsctl.postgres.writes import Counters
+from opsctl.times import format_time
 
 
 @dataclass(frozen=True)

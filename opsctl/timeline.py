@@ -13,7 +13,7 @@ from hashlib import sha256
 from itertools import accumulate
 from typing import Any, Literal, get_args
 
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 Kind = Literal[
     "opened",

@@ -8,6 +8,7 @@ import json
 import re
 import socketserver
 import struct
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 VERSION = {"ApiVersion": "1.41", "MinAPIVersion": "1.12", "Version": "20.10.24"}
 CANARY = "sesame-open-up"
@@ -156,3 +159,10 @@ def running(socket: Path) -> Iterator[CannedEngine]:
         yield engine
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def canned_engine() -> Iterator[CannedEngine]:
+    """What a Docker engine answers, with two services; ``.host`` is for DOCKER_HOST."""
+    with tempfile.TemporaryDirectory(prefix="engine", dir="/tmp") as folder, running(Path(folder, "s")) as engine:
+        yield engine

@@ -5,11 +5,13 @@ code. What has to be a process from the first instruction on (interrupted runs, 
 """
 
 import array
+import gc
 import importlib
 import json
 import os
 import pkgutil
 import runpy
+import selectors
 import signal
 import socket
 import subprocess
@@ -19,15 +21,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import opsctl
 
 LOADED_LATE = (
-    *("boto3", "botocore.session", "botocore.client", "docker", "dotenv", "psycopg", "psycopg.conninfo", "psycopg.sql"),
-    *("pydantic_settings", "rich.console", "rich.progress", "rich.table", "rich.text", "sentry_sdk", "structlog"),
-    "zstandard",
+    *("boto3", "botocore.session", "botocore.client", "docker", "dotenv", "encodings.ascii", "markdown_it"),
+    *("psycopg", "psycopg.conninfo", "psycopg.sql", "pydantic_settings", "pyrage", "rich.console", "rich.progress"),
+    *("rich.table", "rich.text", "sentry_sdk", "structlog", "typer._adapters", "zstandard"),
 )
 """What the program imports when it is first needed."""
 
@@ -110,23 +113,39 @@ def serve(address: str) -> None:
             importlib.import_module(module.name)
     for name in LOADED_LATE:
         importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait for the runs
-    with socket.socket(socket.AF_UNIX) as listener:
+    gc.freeze()  # a run's collections leave the pages alone that it shares with this process
+    with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as waiting:
         listener.bind(f"{address}.new")
         listener.listen(64)
         Path(f"{address}.new").rename(address)  # nobody sees it before it listens
+        waiting.register(listener, selectors.EVENT_READ)
         while True:
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                _watch(connection)
-                os._exit(0)
-            connection.close()
+            for key, _ in waiting.select():
+                if key.fileobj is listener:
+                    run = _forked(listener)
+                    waiting.register(run.ended, selectors.EVENT_READ, run)
+                else:
+                    waiting.unregister(key.fileobj)
+                    key.data.tell_the_end()
 
 
-def _watch(connection: socket.socket) -> None:
-    """Fork the run, tell its process id, wait for it, tell how it ended."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+@dataclass(frozen=True)
+class _Run:
+    pid: int
+    ended: int
+    """A descriptor that can be read when the process has ended."""
+    asked_by: socket.socket
+
+    def tell_the_end(self) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.ended)
+        with self.asked_by, suppress(OSError):
+            self.asked_by.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def _forked(listener: socket.socket) -> _Run:
+    """Fork the run that the next one in the queue asks for, and tell its process id."""
+    connection, _ = listener.accept()
     _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(3 * array.array("i").itemsize))
     streams = array.array("i")
     streams.frombytes(ancillary[0][2])
@@ -134,14 +153,12 @@ def _watch(connection: socket.socket) -> None:
         wanted = json.loads(asked.readline().decode("utf-8", "surrogateescape"))
     pid = os.fork()
     if pid == 0:
-        connection.close()
         _become(wanted, list(streams))
     for each in streams:
         os.close(each)
-    connection.sendall(b"%d\n" % pid)
-    _, status = os.waitpid(pid, 0)
     with suppress(OSError):  # whoever asked has given up
-        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+        connection.sendall(b"%d\n" % pid)
+    return _Run(pid, os.pidfd_open(pid), connection)
 
 
 def _become(wanted: dict[str, Any], streams: list[int]) -> None:
@@ -150,7 +167,7 @@ def _become(wanted: dict[str, Any], streams: list[int]) -> None:
     try:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-            os.close(stream)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         if not wanted["stdin"]:
             null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = pytest.mark.end_to_end
 
@@ -155,7 +154,7 @@ def test_from_an_older_major_to_the_newest(run_opsctl, cluster_of, new_database,
             database.execute(f'DROP EXTENSION "{name}" CASCADE')
     facts = facts_of(database)
     backed_up(run_opsctl, database)
-    with throwaway_cluster(newest) as fresh:
+    with throwaway_server(newest) as fresh:
         moved = replace(database, cluster=fresh)
         before = run_opsctl("restore", "latest", "--to", moved.url, "--plan", "--json")
         roles = run_opsctl("restore", "latest", "--globals", "--to", moved.url, "--json")

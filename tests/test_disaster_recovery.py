@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
@@ -53,7 +52,7 @@ def test_the_page_leads_to_a_database_that_is_proven(kept, run_opsctl, saas, bin
     (machine / "opsctl.toml").write_text(re.sub(r"recipients = .*", f'recipients = ["{recipient}"]', written))
     (machine / "opsctl.key").write_bytes(key.read_bytes())
     (machine / "opsctl.key").chmod(0o600)
-    with throwaway_cluster(binaries) as new:
+    with throwaway_server(binaries) as new:
         url = new.url("saasdb")
         path = f"{programs}:{binaries.folder}:{os.environ['PATH']}"
         environment = run_opsctl.environment(url=url, env={"PATH": path, "OPSCTL_STATE_DIR": str(tmp_path / "new")})

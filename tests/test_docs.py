@@ -21,7 +21,8 @@ from pydantic import BaseModel  # noqa: TID253  # a test may load what it likes
 from pydantic_core import PydanticUndefined
 
 from opsctl import manifest
-from opsctl.cli.app import COMMANDS, app
+from opsctl.cli.app import COMMANDS, new_app
+from opsctl.cli.boundary import run_command
 from opsctl.config import Environment, load_config
 from opsctl.errors import ExitCode
 from opsctl.retention import Candidate, Policy, parse_duration, plan_prune
@@ -92,7 +93,7 @@ def test_generated_pages_are_what_the_generator_writes(path: Path) -> None:
 
 @pytest.mark.parametrize("name", COMMAND_NAMES)
 def test_every_command_has_help_with_an_example(name: str) -> None:
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(new_app(run_command))
     command = GENERATOR.command_of(group, name)
     prose, example = GENERATOR.split_help(command.help)
     assert prose.endswith(".")
@@ -288,6 +289,7 @@ def pages_with_examples() -> list[Any]:
     return [path if path.name in FIRST_PAGES else pytest.param(path, marks=pytest.mark.acceptance) for path in found]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", pages_with_examples(), ids=name_of)
 def test_shell_examples_run(path: Path, shell: Shell) -> None:
     """Page by page, from top to bottom. Only README and quickstart take their first backup themselves."""

@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from opsctl.drill import Assertion, Drills
-from opsctl.drill_servers import DrillRecords, DrillServer, Scratch, Throwaway, throwaways
+from opsctl.drill_records import DrillRecords
+from opsctl.drill_servers import DrillServer, Scratch, Throwaway, throwaways
 from opsctl.keys import Keys
 from opsctl.manifest import parse_manifest
 from opsctl.postgres.server import Server
@@ -240,7 +241,7 @@ def test_no_room_is_told_before_anything_is_made(stored, drills, copy_of, tmp_pa
     (found,) = drills(small, poor).verify([copy])
     assert found.outcome == "unknown"
     assert ["of disk in" in problem for problem in found.problems] == [True, False]
-    assert "bytes of memory" in found.problems[1]
+    assert "of memory" in found.problems[1]
     assert not (tmp_path / "drills").exists()
     assert "there is no server of PostgreSQL" in drills().verify([copy])[0].problems[0]
     assert throwaways([replace(binaries, major=1)], copy[1]) == []
@@ -284,8 +285,13 @@ def test_code_of_a_backup_does_not_run_as_this_user(stored, drills, copy_of, tmp
 # What stays behind
 
 
+def left_over(doctor):
+    (check,) = doctor.json["result"]["checks"]
+    return check["status"], check["details"].get("leftovers")
+
+
 def test_the_next_drill_removes_what_a_killed_one_left(run_opsctl, saas, back_up, only_backup):
-    """SIGKILL leaves a folder and a record, and no process; the next drill removes them, but nobody else's."""
+    """SIGKILL leaves a folder and a record, and no process; doctor names it, the next drill removes it."""
     back_up(saas)
     records = run_opsctl.state / "drills"
     process = run_opsctl.start("drill")
@@ -294,11 +300,13 @@ def test_the_next_drill_removes_what_a_killed_one_left(run_opsctl, saas, back_up
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert DrillRecords(run_opsctl.state).remove_leftovers(None) == []  # it is being held
+    assert left_over(run_opsctl("doctor", "drill", "--json")) == ("ok", None)
     process.kill()
     process.wait()
     (record,) = records.iterdir()
     folder = folder_of(record)
     assert folder.exists()
+    assert left_over(run_opsctl("doctor", "drill", "--json")) == ("warn", [f"folder {folder}"])
     stored = only_backup(run_opsctl.work / "backups")
     (stored.folder / "evidence").mkdir()
     (stored.folder / f"evidence/{datetime.now(UTC):%Y%m%dT%H%M%S}000000Z-counted-pass.json").write_text("{}")

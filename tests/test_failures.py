@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from servers import throwaway_server
 
 from opsctl.errors import ConfigurationError
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.tools import Tools
 
 MAX_CONNECTIONS = 12
@@ -88,7 +88,7 @@ def configure(run_opsctl, text):
 def listening(binaries):
     """A server on 127.0.0.1 with passwords and few connections, which a test may fill or kill."""
     settings = {"max_connections": str(MAX_CONNECTIONS), "superuser_reserved_connections": "0"}
-    with throwaway_cluster(binaries, listen=True, settings=settings) as running:
+    with throwaway_server(binaries, listen=True, settings=settings) as running:
         yield running
         running.start()
 

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from opsctl.cli.output import Outcome
 from opsctl.cli.run_report import endings
 from opsctl.errors import DoctorExit, HistoryUnavailable, Refused
-from opsctl.history import Ending, History
+from opsctl.history import Ending, History, MeasuredRestore
 
 NOWHERE = "postgresql://me@127.0.0.1:1/app"
 MONDAY = datetime(2026, 11, 23, 3, tzinfo=UTC)
@@ -132,6 +134,23 @@ def test_checks_and_when_they_changed(history):
     assert [state.id for state in history.checks().states] == ["db.connect"]  # the disk is gone
     assert history.record_checks(report(check("skip")), at=later, is_whole=True) == ()
     assert history.checks().states == ()
+
+
+def test_last_restore_of_a_database_into_a_server(history, tmp_path):
+    """The newest one of each; also in a file that was made before they were kept."""
+    record(history, "r1", done())
+    with sqlite3.connect(tmp_path / "history.db") as connection:
+        connection.executescript("drop table restores; pragma user_version = 1")
+    newest = MeasuredRestore("app-2", 700, 2.5, MONDAY)
+    for server, measured in (
+        ("a", replace(newest, backup_id="app-1")),
+        ("b", replace(newest, seconds=9)),
+        ("a", newest),
+    ):
+        history.record_restore("app", server, measured)
+    assert history.last_restore("app", "a") == newest
+    assert (history.last_restore("app", "c"), history.last_restore("other", "a")) == (None, None)
+    assert [run.run_id for run in history.runs()] == ["r1"]
 
 
 def test_damaged_file_is_put_aside(history, tmp_path):

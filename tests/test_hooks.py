@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psycopg  # noqa: TID253
 import pytest
+from servers import throwaway_server
 
-from opsctl.postgres.cluster import Cluster, throwaway_cluster
+from opsctl.postgres.cluster import Cluster
 
 pytestmark = pytest.mark.end_to_end
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.end_to_end
 def cluster(binaries):
     """A server that streams to standbys."""
     settings = {"wal_level": "replica", "max_wal_senders": "4", "hot_standby": "on", "wal_keep_size": "64MB"}
-    with throwaway_cluster(binaries, settings=settings) as running:
+    with throwaway_server(binaries, settings=settings) as running:
         yield running
 
 

@@ -7,8 +7,8 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from servers import throwaway_server
 
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.prune import execute, plan
 from opsctl.repository import ORPHAN_GRACE, Repository
 from opsctl.retention import Policy
@@ -43,7 +43,7 @@ def assert_sound(run_opsctl, root, url, count):
 @pytest.fixture
 def url(binaries):
     """A server on 127.0.0.1: whoever is held to modes may not enter the folder of the others' socket."""
-    with throwaway_cluster(binaries, listen=True) as running:
+    with throwaway_server(binaries, listen=True) as running:
         yield running.tcp_url()
 
 

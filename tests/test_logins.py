@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 import psycopg  # noqa: TID253
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = pytest.mark.end_to_end
 
@@ -30,7 +29,7 @@ DAMAGE = "DELETE FROM billing.invoices WHERE id > 10; UPDATE customers SET name 
 def cluster(binaries):
     """A server of this file's own, with everything that may hold a database; its roles need no cleaning up."""
     settings = {"max_prepared_transactions": "4", "wal_level": "logical", "max_wal_senders": "4"}
-    with throwaway_cluster(binaries, settings=settings) as running:
+    with throwaway_server(binaries, settings=settings) as running:
         yield running
 
 
@@ -362,8 +361,8 @@ def with_extension(manifest, name):
         (lambda old: with_extension(old, "not_there"), None, ["extension not_there 1.6 is not installed"]),
         (lambda old: with_extension(old, "pg_cron"), "postgres", ["pg_cron"]),
         (lambda old: with_extension(old, "timescaledb"), "postgres", ["timescaledb"]),
-        (lambda old: {"database_bytes": 10**16}, "postgres", ["bytes free", "10,000,000,000,000,000"]),
-        (lambda old: {"database_bytes": 2 << 30}, None, ["unknown", "2,147,483,648", "--accept-unknown-disk"]),
+        (lambda old: {"database_bytes": 10**16}, "postgres", ["free, the copy needs about 9095 TiB"]),
+        (lambda old: {"database_bytes": 2 << 30}, None, ["unknown", "2.0 GiB", "--accept-unknown-disk"]),
     ],
     ids=["missing extension", "pg_cron", "timescaledb", "disk too small", "disk unknown"],
 )

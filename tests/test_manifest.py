@@ -20,9 +20,9 @@ from opsctl.manifest import (
     TableFacts,
     backup_id,
     choose,
-    format_time,
     parse_manifest,
 )
+from opsctl.times import format_time
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -8,8 +8,7 @@ from urllib.parse import quote
 import psycopg  # noqa: TID253
 import pytest
 from psycopg.sql import SQL, Identifier  # noqa: TID253
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = pytest.mark.end_to_end
 
@@ -19,14 +18,14 @@ CANARY = "canary-pa55/word:%41"
 @pytest.fixture(scope="module")
 def cluster(binaries):
     """The old server, of this file's own: its roles need no cleaning up."""
-    with throwaway_cluster(binaries) as running:
+    with throwaway_server(binaries) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def fresh_server(binaries):
     """A server that knows nothing yet, with passwords on 127.0.0.1."""
-    with throwaway_cluster(binaries, listen=True) as running:
+    with throwaway_server(binaries, listen=True) as running:
         yield running
 
 

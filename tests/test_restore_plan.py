@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opsctl.history import MeasuredRestore
 from opsctl.manifest import (
     DatabaseProperties,
     ExtensionFacts,
     Facts,
+    Imported,
     Manifest,
     OwnedObjects,
     StoredFile,
@@ -18,8 +20,10 @@ from opsctl.manifest import (
 )
 from opsctl.postgres.swap import cut, is_ours, previous_name, put_aside_at, staging_name
 from opsctl.postgres.target import LiveDatabase, Target
+from opsctl.repository import Backup, Evidence, Repository, StoredBackup
 from opsctl.restore_plan import SMALL_BYTES, Obstacle, RestoreOptions, plan_restore
-from opsctl.restore_time import MeasuredRestore, in_proportion
+from opsctl.restore_time import expected_time, in_proportion
+from opsctl.storage.local import LocalStorage
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 PROPERTIES = DatabaseProperties(
@@ -159,7 +163,7 @@ BLOCKERS = [
     (MANIFEST, live(logical_slots=("slot 1",)), "slot 1"),
     (MANIFEST, live(subscriptions=("sub 1",)), "sub 1"),
     (MANIFEST, live(protected_sessions=("pid 7 (root, psql)",)), "pid 7"),
-    (MANIFEST, replace(TARGET, free_bytes=4999), "4,999"),
+    (MANIFEST, replace(TARGET, free_bytes=4096), "4.0 KiB free"),
     (replace(MANIFEST, database_bytes=SMALL_BYTES + 1), replace(TARGET, free_bytes=None), "--accept-unknown-disk"),
 ]
 
@@ -189,7 +193,7 @@ def test_obstacles_add_up():
     [
         (replace(MANIFEST, pg_dump_version="16.9"), replace(TARGET, major=15), None, "older (15)"),
         (replace(MANIFEST, pg_dump_version="18.1"), replace(TARGET, major=17), None, "older (17)"),
-        (MANIFEST, replace(TARGET, writes_wal=True), None, "5,000 bytes of WAL"),
+        (MANIFEST, replace(TARGET, writes_wal=True), None, "4.9 KiB of WAL"),
         (MANIFEST, replace(TARGET, available_extensions={"plpgsql": "1.1"}), None, "plpgsql is 1.1 here, it was 1.0"),
         (
             MANIFEST,
@@ -201,6 +205,7 @@ def test_obstacles_add_up():
         (MANIFEST, replace(TARGET, free_bytes=None), None, "unknown"),
         (MANIFEST, live(not_carried_over=("setting x was not carried over",)), None, "setting x"),
         (MANIFEST, TARGET, RestoreOptions(in_place=True), "no undo"),
+        (MANIFEST, replace(TARGET, is_superuser=True), None, "loaded by a superuser"),
         (replace(MANIFEST, excluded_tables=("public.log",)), TARGET, None, "public.log"),
         (replace(MANIFEST, warnings=("subscription s was not dumped",)), TARGET, None, "subscription s"),
     ],
@@ -233,6 +238,11 @@ def test_superuser_has_no_obstacles_of_rights():
     """A superuser restores every role's objects and everything only a superuser can."""
     manifest = facts(owners=(OwnedObjects("bob", 1, ("table x",)),), superuser_objects=("event trigger e",))
     assert plan(manifest, replace(TARGET, is_superuser=True)).would_work
+
+
+def test_code_that_somebody_trusted_has_signed_is_no_remark():
+    """What a superuser loads runs with all rights; that is said unless backups must be signed."""
+    assert plan(target=replace(TARGET, is_superuser=True), options=RestoreOptions(is_trusted=True)).warnings == ()
 
 
 def test_standby_that_can_be_told_is_no_remark():
@@ -318,12 +328,42 @@ def test_losses_are_the_tables_that_shrink(tables):
 
 @given(own=st.booleans(), seconds=st.floats(0.001, 1e6), bytes_=st.integers(0, 1 << 50))
 def test_expected_time_is_in_proportion_to_the_size(own, seconds, bytes_):
-    """What a drill of this very backup took is what it takes; another backup's time goes by the size of the dumps."""
+    """What a drill of this very backup took is what it takes; another backup's time goes by the size of the dumps.
+
+    Nothing takes less than a second that did not take less before.
+    """
     measured = MeasuredRestore(MANIFEST.id if own else "shop-other", bytes_, seconds, NOW)
     made = plan(expected=in_proportion(MANIFEST, measured)).expected
     ratio = 1 if own else MANIFEST.dump.bytes / max(1, bytes_)
-    assert made.seconds == pytest.approx(seconds * ratio, abs=0.001)
+    assert made.seconds == pytest.approx(max(seconds * ratio, min(seconds, 1)), abs=0.001)
     assert (made.backup_id, made.measured_seconds, made.measured_at) == (measured.backup_id, seconds, NOW)
+
+
+def test_a_restore_into_this_server_tells_more_than_a_drill_elsewhere(tmp_path):
+    """Unless its dump was of quite another size: then the drill does, and without one it is better than nothing."""
+    repository = Repository("local", LocalStorage(tmp_path))
+    repository.record_evidence(MANIFEST, "counted", "pass", at=NOW, details={"restore_seconds": 7})
+    drilled = [Backup((StoredBackup("local", MANIFEST, False, (Evidence("counted", True, NOW),)),))]
+    repositories = {"local": repository}
+    alike, small = (MeasuredRestore("shop-other", bytes_, 4, NOW) for bytes_ in (900, 90))
+    assert [
+        (found.measured_by, found.seconds)
+        for found in (
+            expected_time(MANIFEST, drilled, repositories, alike),
+            expected_time(MANIFEST, drilled, repositories, small),
+            expected_time(MANIFEST, (), {}, small),
+        )
+    ] == [("restore", 4.444), ("drill", 7), ("restore", 44.444)]
+    assert expected_time(MANIFEST, (), {}) is None
+
+
+def test_disk_of_a_dump_that_tells_no_size():
+    """Three times its SQL is a guess, said where it does not fit; what has no room for the SQL itself is refused."""
+    imported = Imported("f", 1, "0", NOW, "name", sql_bytes=8000)  # compressed inside: the dump has 1,000 bytes
+    manifest = replace(MANIFEST, database_bytes=None, imported=imported)
+    plans = [plan(manifest, replace(TARGET, free_bytes=free)) for free in (24_000, 23_999, 8000, 7999)]
+    assert [(each.would_work, len(each.warnings)) for each in plans] == [(True, 0), (True, 1), (True, 1), (False, 0)]
+    assert plans[0].database_bytes == 24_000
 
 
 @given(needed=st.integers(1, 1 << 45), free=st.one_of(st.none(), st.integers(0, 1 << 45)), accepted=st.booleans())

@@ -5,8 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = pytest.mark.end_to_end
 
@@ -58,13 +57,14 @@ def test_what_the_machine_lacks_is_known_before_anything_is_made(run_opsctl, sto
 
 
 def test_rows_that_would_be_lost_are_shown_before_the_swap(run_opsctl, back_up, saas):
-    """A restore that goes ahead has shown its plan too, on stderr."""
+    """A restore that goes ahead has shown its plan too, on stderr. The next plan knows how long that one took."""
     back_up(saas)
     saas.execute("INSERT INTO companies (name) VALUES ('one more')")
     run = run_opsctl("restore", "latest", "--yes", saas.name)
 
-    assert "1 rows of public.companies" in run.stderr
-    assert "1 rows of public.companies" not in run.stdout
+    assert "1 row of public.companies" in run.stderr
+    assert "1 row of public.companies" not in run.stdout
+    assert "as in its restore" in run_opsctl("restore", "latest", "--plan").stdout
 
 
 def test_time_travel(run_opsctl, stored, database):
@@ -144,7 +144,7 @@ def test_missing_role_is_refused_by_name(run_opsctl, back_up, database, database
 
 @pytest.fixture(scope="module")
 def with_prepared_transactions(binaries):
-    with throwaway_cluster(binaries, settings={"max_prepared_transactions": "2"}) as running:
+    with throwaway_server(binaries, settings={"max_prepared_transactions": "2"}) as running:
         yield running
 
 

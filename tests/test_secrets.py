@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import throwaway_server
 
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.telemetry.redact import MASK, Redactor
 
 PASSWORD = "p@ss:w\\ord/%?#&é"
@@ -49,7 +49,7 @@ def listening(binaries):
     from psycopg import connect
     from psycopg.sql import SQL, Literal
 
-    with throwaway_cluster(binaries, listen=True) as running:
+    with throwaway_server(binaries, listen=True) as running:
         with connect(running.url(), autocommit=True) as connection:
             connection.execute(SQL("create role canary superuser login password {}").format(Literal(PASSWORD)))
         yield running

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 import psycopg  # noqa: TID253
 import pytest
 import zstandard
+from servers import throwaway_server
 
 from opsctl.backup import BackupPlan, take_backup
 from opsctl.postgres.binaries import Binaries, choose_dump
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.server import Server
 from opsctl.postgres.tools import Tools
 from opsctl.repository import Repository
@@ -71,7 +71,7 @@ def login(database):
 
 @pytest.fixture
 def primary(binaries, tmp_path):
-    with throwaway_cluster(binaries, settings={"wal_level": "replica", "max_wal_senders": "4"}) as running:
+    with throwaway_server(binaries, settings={"wal_level": "replica", "max_wal_senders": "4"}) as running:
         yield running
 
 
@@ -228,7 +228,7 @@ def test_pattern_that_means_no_table_warns(run_opsctl, database):
 @pytest.fixture(scope="module")
 def other_cluster(binaries):
     """A server of its own, whose databases are all that ``all = true`` finds."""
-    with throwaway_cluster(binaries) as running:
+    with throwaway_server(binaries) as running:
         yield running
 
 

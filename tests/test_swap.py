@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import psycopg  # noqa: TID253
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = pytest.mark.end_to_end
 
@@ -23,7 +22,7 @@ TABLES = 6
 @pytest.fixture(scope="module")
 def cluster(binaries):
     """A server of this file's own, which knows prepared transactions."""
-    with throwaway_cluster(binaries, settings={"max_prepared_transactions": "4"}) as running:
+    with throwaway_server(binaries, settings={"max_prepared_transactions": "4"}) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""What runs that were killed left behind: locks without a holder, staging databases without a restore."""
+"""What runs that were killed left behind: locks without a holder, what a drill had made, staging databases."""
 
 import json
 import os
@@ -61,6 +61,26 @@ def _lives(pid: int) -> bool:
     return True
 
 
+def check_drills(scope: Scope, _target: str, _thresholds: Thresholds) -> Finding:
+    from opsctl.drill_records import DrillRecords
+
+    return judge_drills(DrillRecords(scope.config.state_path).leftovers())
+
+
+def judge_drills(found: list[str]) -> Finding:
+    """What stands in the record of a drill that does not run any more."""
+    if not found:
+        return Finding("ok", "No killed drill left anything behind.", value=0)
+    return Finding(
+        "warn",
+        f"Left behind by killed drills: {', '.join(found)}.",
+        value=len(found),
+        code="leftovers",
+        details={"leftovers": found},
+        remedy=Remedy("The next drill removes it.", "opsctl drill"),
+    )
+
+
 def check_leftovers(scope: Scope, target: str, _thresholds: Thresholds) -> Finding:
     from opsctl.postgres.swap import find_leftovers
 
@@ -93,6 +113,15 @@ CHECKS = (
         why="The lock goes with its holder and stops nobody. But a run that was killed has not done its work, and"
         " nothing else tells of it.",
         fix="Find out what killed it; the next run of that database cleans up after it.",
+    ),
+    Check(
+        id="drill.leftovers",
+        title="no killed drill left anything behind",
+        probe=check_drills,
+        reads="the records of drills in the state folder, and whether the process that holds each still lives",
+        why="A folder or a database takes as much room as the database itself, a container memory as well. A container"
+        " ends by itself two minutes after timeout_seconds of [drill]; nothing else does.",
+        fix="`opsctl drill` removes it before it begins.",
     ),
 )
 

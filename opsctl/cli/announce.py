@@ -153,12 +153,11 @@ class Announcer:
 
     def _report(self, outcome: "Outcome") -> None:
         """Events of what failed: of the run, or of each database of it."""
-        from opsctl.cli.troubles import cause_of
-
         error = outcome.error
         if error is not None:
             if not self._is_failure(error) or self._sentry is None:
                 return
+            from opsctl.cli.troubles import cause_of
             from opsctl.telemetry.sentry import DEFAULT_FINGERPRINT
 
             is_bug = error.code == "bug" and error.__cause__ is not None
@@ -228,11 +227,13 @@ class Announcer:
         return error.code not in NO_FAILURES or (self._is_scheduled and error.code == "refused")
 
     def _wait(self) -> None:
+        heartbeat = self.__dict__.get("_heartbeat")
+        sentry = self.__dict__.get("_sentry")
+        if heartbeat is None and sentry is None:
+            return
         from opsctl.telemetry.sentry import FLUSH_SECONDS
 
         deadline = time.monotonic() + FLUSH_SECONDS
-        heartbeat = self.__dict__.get("_heartbeat")
-        sentry = self.__dict__.get("_sentry")
         if sentry is not None:
             sentry.send_spooled()
             if not sentry.finish(deadline - time.monotonic()):

@@ -1,5 +1,6 @@
 """The application: its commands, a line each, and the only way in (`run`)."""
 
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -167,8 +168,12 @@ def _show_help_alone(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-def new_app(execute: Execute) -> typer.Typer:
-    """The application: every command, run by ``execute``."""
+def new_app(execute: Execute, *, about: str | None = None) -> typer.Typer:
+    """The application: every command, run by ``execute``.
+
+    ``about`` is what a command line is about, if that is known: of the other commands only their help is in it then.
+    Typer takes a while to look at the options of all of them.
+    """
     application = _typer("opsctl")
     application.callback(invoke_without_command=True, help=HELP)(opsctl)
     groups: dict[str, typer.Typer] = {}
@@ -177,8 +182,17 @@ def new_app(execute: Execute) -> typer.Typer:
         if second and first not in groups:
             groups[first] = _new_group(application, first, panel)
         parent = groups[first] if second else application
-        parent.command(second or first, rich_help_panel=None if second else panel)(command(name, body, execute))
+        function = command(name, body, execute) if about in {None, name} else _only_named(body)
+        parent.command(second or first, rich_help_panel=None if second else panel)(function)
     return application
+
+
+def _only_named(body: Body) -> Callable[[], None]:
+    def unasked() -> None:
+        raise AssertionError("another command was asked for")
+
+    unasked.__doc__ = body.__doc__
+    return unasked
 
 
 def _new_group(application: typer.Typer, name: str, panel: str) -> typer.Typer:
@@ -193,11 +207,9 @@ def _new_group(application: typer.Typer, name: str, panel: str) -> typer.Typer:
     return group
 
 
-app = new_app(run_command)
-
-
 def run(arguments: list[str]) -> int:
     """Run opsctl with these arguments; the exit code. Every way out of the program goes through here."""
+    app = new_app(run_command, about=meant(arguments))
     try:
         return int(app(args=arguments, prog_name="opsctl", standalone_mode=False) or 0)
     except typer.TyperException as error:

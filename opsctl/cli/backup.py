@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.cli.output import Outcome, duration, size
+from opsctl.cli.output import Outcome, counted, duration, size
 from opsctl.cli.run_report import concern
 from opsctl.cli.sync import copied_entry, described, synchronise
 from opsctl.errors import ExitCode, OpsctlError, RepositoryUnreachable
@@ -284,11 +284,11 @@ def _described(taken: "TakenBackup") -> list[str]:
     from opsctl.unusual import sentences
 
     manifest = taken.manifest
-    rows = f"{manifest.facts.rows:,} rows in " if manifest.facts.rows is not None else ""
+    rows = f"{counted(manifest.facts.rows, 'row')} in " if manifest.facts.rows is not None else ""
     sizes = f"{size(manifest.dump.bytes)} dumped, {size(manifest.stored_bytes)} stored"
     lines = [
         f"Backed up {manifest.database} as {manifest.id}",
-        f"  {sizes}, {rows}{len(manifest.facts.tables)} tables, {duration(manifest.duration_seconds)}",
+        f"  {sizes}, {rows}{counted(len(manifest.facts.tables), 'table')}, {duration(manifest.duration_seconds)}",
         f"  stored in {', '.join(taken.stored_in)}",
     ]
     lines += [f"  NOT stored in {name}: {error.message}" for name, error in taken.failures.items()]

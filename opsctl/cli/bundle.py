@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.files import whole_file
-from opsctl.cli.output import Outcome, plain_table, size
+from opsctl.cli.output import Outcome, PlainTable, size
 from opsctl.errors import OpsctlError, UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _host(session: "Session") -> str:
 
 
 def _shown(result: Mapping[str, Any]) -> "list[RenderableType]":
-    table = plain_table()
+    table = PlainTable()
     for heading in ("Member", "Size"):
         table.add_column(heading)
     for each in result["members"]:

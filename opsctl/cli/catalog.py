@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.files import whole_file
-from opsctl.cli.output import Outcome, age, duration, plain_table, size
+from opsctl.cli.output import Outcome, PlainTable, age, duration, size
 from opsctl.documents import backup_entry, incomplete_entry
 from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, OpsctlError, RepositoryUnreachable, UsageError
-from opsctl.manifest import choose, format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import RenderableType
 
     from opsctl.cli.session import Session
@@ -68,6 +70,7 @@ def choose_from(
 ) -> "Backup":
     """The same, out of what was read before."""
     from opsctl.cli.session import parse_time
+    from opsctl.manifest import choose
 
     limit = parse_time(before) if before else None
     now = session.clock()
@@ -121,20 +124,21 @@ def list_backups(session: "Session", database: OptionalDatabase = None, reposito
         "incomplete": [incomplete_entry(each) for each in catalog.incomplete],
         "unreachable": sorted(catalog.unreachable),
     }
-    text: list[RenderableType] = [_table(catalog, now)] if catalog.backups else ["There are no backups yet."]
+    return Outcome(result, _listed(catalog, now), ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE)
+
+
+def _listed(catalog: "Catalog", now: Any) -> "Iterator[RenderableType]":
+    yield _table(catalog, now) if catalog.backups else "There are no backups yet."
     if catalog.incomplete:
-        text.append("\nNot backups (interrupted, being written, hidden, or damaged):")
-        text += [
-            f"  {each.id} in {each.repository}: {size(each.bytes)}, {age(each.modified_at, now)} ago, {each.reason}"
-            for each in catalog.incomplete
-        ]
-    return Outcome(result, text, ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE)
+        yield "\nNot backups (interrupted, being written, hidden, or damaged):"
+    for each in catalog.incomplete:
+        yield f"  {each.id} in {each.repository}: {size(each.bytes)}, {age(each.modified_at, now)} ago, {each.reason}"
 
 
 def _table(catalog: "Catalog", now: Any) -> "RenderableType":
-    table = plain_table()
+    table = PlainTable()
     table.add_column("Backup", no_wrap=True, overflow="fold")
-    for column in ("Age", "Dump", "Stored"):
+    for column in ("Age", "Stored"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("Proven", no_wrap=True)
     table.add_column("In", overflow="fold")
@@ -143,11 +147,10 @@ def _table(catalog: "Catalog", now: Any) -> "RenderableType":
         damaged = [copy.repository for copy in backup.copies if copy.failed]
         worth = f"{proven.level} {age(proven.at, now)}" if proven else "-"
         if damaged:
-            worth = f"DAMAGED in {', '.join(damaged)}"
+            worth = "DAMAGED" if len(damaged) == len(backup.copies) > 1 else f"DAMAGED in {', '.join(damaged)}"
         table.add_row(
             backup.id,
             age(backup.created_at, now),
-            size(backup.manifest.dump.bytes),
             size(backup.manifest.stored_bytes),
             worth,
             ", ".join(backup.repositories) + _remarks(backup),
@@ -186,7 +189,7 @@ def _details(backup: "Backup") -> list["RenderableType"]:
     for key, value in (
         ("Backup", manifest.id),
         ("Database", f"{manifest.database}, owner {facts.database.owner or 'unknown'}, {facts.database.encoding}"),
-        ("Taken", f"{format_time(manifest.started_at)} on {manifest.host}, in {duration(manifest.duration_seconds)}"),
+        ("Taken", _taken(manifest)),
         ("Server", f"PostgreSQL {manifest.server_version}, dumped by pg_dump {manifest.pg_dump_version}"),
         *_imported(manifest),
         ("In", ", ".join(backup.repositories) + (" (pinned)" if backup.pinned else "")),
@@ -194,16 +197,16 @@ def _details(backup: "Backup") -> list["RenderableType"]:
         ("Encrypted to", "\n".join(manifest.encryption.recipients) if manifest.encryption else "nobody"),
         ("Signed by", manifest.signature.public_key if manifest.signature else "nobody"),
         ("Extensions", ", ".join(f"{each.name} {each.version or ''}".rstrip() for each in facts.extensions) or "none"),
-        ("Roles", ", ".join(facts.roles)),
+        ("Roles", ", ".join(facts.roles) or "none"),
         ("By hand", manifest.restore_command),
     ):
         about.add_row(f"{key}:", value)
-    files = plain_table()
+    files = PlainTable()
     for column in ("File", "Plain", "Stored", "SHA-256 (as stored)"):
         files.add_column(column, overflow="fold")
     for file in manifest.files:
         files.add_row(file.name, size(file.bytes), size(file.stored_bytes), file.sha256)
-    tables = plain_table()
+    tables = PlainTable()
     tables.add_column("Table", overflow="fold")
     tables.add_column("Rows", justify="right")
     for table in facts.tables:
@@ -212,13 +215,21 @@ def _details(backup: "Backup") -> list["RenderableType"]:
     return [about, "", files, "", tables, *warnings]
 
 
+def _taken(manifest: "Manifest") -> str:
+    at = format_time(manifest.started_at)
+    return at if manifest.imported else f"{at} on {manifest.host}, in {duration(manifest.duration_seconds)}"
+
+
 def _imported(manifest: "Manifest") -> list[tuple[str, str]]:
     """Where a dump comes from that opsctl did not take, and what it does not tell."""
     imported = manifest.imported
     if imported is None:
         return []
     return [
-        ("Imported", f"from {imported.file} at {format_time(imported.at)}, {manifest.format} format"),
+        (
+            "Imported",
+            f"on {manifest.host}, from {imported.file} at {format_time(imported.at)}, {manifest.format} format",
+        ),
         ("Not known", ", ".join(imported.unknown)),
     ]
 

@@ -2,7 +2,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from opsctl.cli.output import Outcome, TextOutput, plain_table
+from opsctl.cli.output import Outcome, PlainTable, TextOutput
 from opsctl.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def show(session: "Session") -> Outcome:
     from opsctl.effective import settings_in_force
 
     found = settings_in_force(session.config)
-    table = plain_table()
+    table = PlainTable()
     for heading in ("Setting", "Value", "From"):
         table.add_column(heading, overflow="fold")
     for each in found:

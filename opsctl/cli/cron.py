@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from opsctl.cli.output import Outcome, age, duration, plain_table
+from opsctl.cli.output import Outcome, PlainTable, age, duration
 from opsctl.errors import ConfigurationError, ExitCode, HistoryUnavailable, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def _problems(standings: Sequence["Standing"]) -> Iterator[str]:
 
 
 def _time(moment: datetime | None) -> str | None:
-    from opsctl.manifest import format_time
+    from opsctl.times import format_time
 
     return format_time(moment) if moment else None
 
@@ -330,7 +330,7 @@ def _report(report: "JobReport") -> dict[str, Any]:
 
 
 def _table(reports: Sequence["JobReport"], now: datetime) -> "RenderableType":
-    table = plain_table()
+    table = PlainTable()
     for column in ("Command", "When", "Last run", "Next run", "Grace", "State"):
         table.add_column(column)
     for each in reports:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from opsctl.cli.catalog import choose_from, read_catalog
-from opsctl.cli.output import Outcome, age, plain_table, size
+from opsctl.cli.output import Outcome, PlainTable, age, size
 from opsctl.errors import ExitCode, UsageError
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -129,7 +129,7 @@ def _large_objects_entry(comparison: "Comparison") -> dict[str, Any]:
 
 def _text(session: "Session", a: _Side, b: _Side, comparison: "Comparison") -> list["RenderableType"]:
     now = session.clock()
-    sides = plain_table()
+    sides = PlainTable()
     for column in ("", "Backup", "Age"):
         sides.add_column(column, no_wrap=column != "Backup", overflow="fold")
     for column in ("Dump", "Rows"):
@@ -149,7 +149,7 @@ def _text(session: "Session", a: _Side, b: _Side, comparison: "Comparison") -> l
 
 
 def _tables(differing: "list[TableDifference]") -> "RenderableType":
-    table = plain_table()
+    table = PlainTable()
     table.add_column("Table", overflow="fold")
     for column in ("A", "B", "B - A"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -57,9 +57,9 @@ def _explained(result: CheckResult, told_at_the_end: str | None) -> Iterator[tup
 def _table(found: Report) -> "RenderableType":
     from rich.text import Text
 
-    from opsctl.cli.output import plain_table
+    from opsctl.cli.output import PlainTable
 
-    table = plain_table()
+    table = PlainTable()
     has_targets = len({each.target for each in found.checks if each.target}) > 1
     for name in ["STATUS", "CHECK", *(["TARGET"] if has_targets else [])]:
         table.add_column(name, no_wrap=True)

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.cli.output import Outcome, plain_table
+from opsctl.cli.output import Outcome, PlainTable
 from opsctl.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def explain(session: "Session", check: CheckWord = None) -> Outcome:
 
 
 def _overview(found: "Sequence[Check]") -> list["RenderableType"]:
-    table = plain_table()
+    table = PlainTable()
     for name in ("CHECK", "WARN", "CRIT", "WHAT IS WELL"):
         table.add_column(name)
     for each in found:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from opsctl.cli.output import Outcome, duration, plain_table, size
+from opsctl.cli.output import Outcome, PlainTable, duration, size
 from opsctl.cli.session import parse_since
 from opsctl.errors import HistoryUnavailable, UsageError
 
@@ -62,7 +62,7 @@ def history(
 
 
 def _table(runs: "tuple[Run, ...]") -> "RenderableType":
-    table = plain_table()
+    table = PlainTable()
     for column in ("Begun", "Command", "Database", "Outcome"):
         table.add_column(column, no_wrap=True)
     table.add_column("Took", justify="right", no_wrap=True)

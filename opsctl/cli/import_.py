@@ -7,10 +7,10 @@ import typer
 
 from opsctl.cli.catalog import read_catalogs
 from opsctl.cli.dump_files import database_of, examine_file
-from opsctl.cli.output import Outcome, size
+from opsctl.cli.output import Outcome, counted, size
 from opsctl.cli.run_report import concern
 from opsctl.errors import ExitCode, OpsctlError
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     from opsctl.adopt import Adopted, Adoption
@@ -57,7 +57,11 @@ def import_dumps(
         except OpsctlError as error:
             if len(files) > 1:
                 session.log().error("import.failed", file=name, code=error.code, message=error.message)
-            done.append(_Done(_failure(name, error), [f"[failed] {name}: {error.message}"], error=error))
+            done.append(
+                _Done(
+                    _failure(name, error), [f"[failed] {name}: {error.message.removeprefix(f'{name}: ')}"], error=error
+                )
+            )
     databases = sorted({each.entry["database"] for each in done if each.entry["database"]})
     concern(session, databases)
     result = {"imports": [each.entry for each in done]}
@@ -185,11 +189,12 @@ def _failure(name: str, error: OpsctlError) -> dict[str, Any]:
 
 def _details(manifest: "Manifest") -> list[str]:
     facts, imported = manifest.facts, manifest.imported
-    rows = f"{facts.rows:,} rows in " if facts.rows is not None else ""
+    rows = f"{counted(facts.rows, 'row')} in " if facts.rows is not None else ""
+    holds = f"{rows}{counted(len(facts.tables), 'table')}"
     version = f" of PostgreSQL {manifest.server_version}" if manifest.server_version else ""
     dated = DATED_BY[imported.dated_by] if imported else ""
     lines = [
-        f"  {manifest.format}{version}, {size(manifest.dump.bytes)}, {rows}{len(facts.tables)} tables",
-        f"  of {format_time(manifest.created_at)}, {dated}",
+        f"  {manifest.format} format{version}, {size(manifest.dump.bytes)}, {holds}",
+        f"  taken at {format_time(manifest.created_at)}, {dated}",
     ]
     return [*lines, *(f"  note: {warning}" for warning in manifest.warnings)]

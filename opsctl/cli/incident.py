@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from opsctl.cli.files import whole_file
-from opsctl.cli.output import Outcome, age, plain_table
+from opsctl.cli.output import Outcome, PlainTable, age
 from opsctl.documents import incident_entry
 from opsctl.errors import NoSuchIncident, OpsctlError, TimelineChanged, UsageError
 
@@ -148,7 +148,7 @@ def list_incidents(session: "Session") -> Outcome:
     from rich.text import Text
 
     found = [each.summary() for each in session.incidents.list()]
-    table = plain_table()
+    table = PlainTable()
     for heading in ("Incident", "Status", "Opened", "Resolved"):
         table.add_column(heading, no_wrap=True)
     table.add_column("What")

@@ -1,7 +1,6 @@
 import platform
 import time
 from collections.abc import Callable
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from opsctl.cli.output import Outcome
@@ -67,6 +66,7 @@ def _sentry(session: "Session") -> list[Begun]:
 
     def finish(seconds: float) -> "list[Sent]":
         from pathlib import Path
+        from tempfile import TemporaryDirectory
 
         with TemporaryDirectory(prefix="opsctl-") as folder:  # a test is not sent again tomorrow
             try:

@@ -3,24 +3,25 @@
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-from opsctl.amounts import age, duration, size
+from opsctl.amounts import age, counted, duration, size
+from opsctl.cli.table import PlainTable
 from opsctl.documents import envelope
 from opsctl.errors import DoctorExit, ExitCode, Interrupted, OpsctlError
-from opsctl.stream import Advance
 from opsctl.telemetry.redact import Redactor
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
-    from rich.table import Table
 
-__all__ = ["age", "duration", "size"]
-"""The commands find the words for amounts where they find the rest of what they print."""
+    from opsctl.stream import Advance
+
+__all__ = ["PlainTable", "age", "counted", "duration", "size"]
+"""The commands find tables and the words for amounts where they find the rest of what they print."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Outcome:
     """
 
     result: dict[str, Any] | None
-    text: Sequence["RenderableType"] = ()
+    text: Iterable["RenderableType"] = ()
     exit_code: ExitCode | DoctorExit = ExitCode.DONE
     error: OpsctlError | None = None
     fields: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Output(Protocol):
         """Print the result, and the error if there is one; the last thing a run does."""
         ...
 
-    def start_progress(self, label: str, total: int | None) -> Advance:
+    def start_progress(self, label: str, total: int | None) -> "Advance":
         """Show that ``label`` advances, in bytes; on a terminal only."""
         ...
 
@@ -95,7 +96,7 @@ class TextOutput:
         if outcome.error is not None and sys.stderr.isatty():  # elsewhere the log line says it
             self._show_error(outcome.error)
 
-    def start_progress(self, label: str, total: int | None) -> Advance:
+    def start_progress(self, label: str, total: int | None) -> "Advance":
         if self._quiet or not sys.stderr.isatty():
             return _nothing
         from rich.progress import (
@@ -215,7 +216,7 @@ class JsonOutput:
         sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
         sys.stdout.flush()
 
-    def start_progress(self, label: str, total: int | None) -> Advance:  # noqa: ARG002
+    def start_progress(self, label: str, total: int | None) -> "Advance":  # noqa: ARG002
         return _nothing
 
     def stop_progress(self) -> None:
@@ -241,10 +242,3 @@ class JsonLinesOutput(JsonOutput):
 
 def _nothing(_count: int) -> None:
     return
-
-
-def plain_table() -> "Table":
-    """A table without lines: it fits 80 columns, and a pipe."""
-    from rich.table import Table
-
-    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from opsctl.amounts import age, duration, size
+from opsctl.amounts import age, counted, duration, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,9 +21,9 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    rows = f", {planned.rows:,} rows" if planned.rows is not None else ""
+    rows = f", {counted(planned.rows, 'row')}" if planned.rows is not None else ""
     table.add_row("Restore", f"{planned.backup_id} ({size(planned.dump_bytes)}{rows})")
-    worth = f"proven: {proven.level}, {age(proven.at, now)} ago" if proven else "nothing proven yet"
+    worth = f"proven: {proven.level}, {age(proven.at, now)} ago" if proven else "not proven"
     table.add_row("Taken", f"{age(planned.taken_at, now)} ago; {worth}")
     table.add_row("Server", f"PostgreSQL {planned.server_version}, restored into {planned.target_major}")
     if planned.swaps:
@@ -34,7 +34,7 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
     else:
         table.add_row("Fills" if planned.mode == "fill" else "Creates", f"database {planned.database}")
     free = size(planned.free_bytes) if planned.free_bytes is not None else "unknown"
-    table.add_row("Disk", f"needs about {size(planned.database_bytes)}, free {free}")
+    table.add_row("Disk", f"needs {_about(planned)} {size(planned.database_bytes)}, free {free}")
     table.add_row("Takes", _time(planned, now))
     for number, loss in enumerate(_losses(planned)):
         table.add_row("" if number else "Loses", loss)
@@ -53,11 +53,18 @@ def plan_text(planned: "RestorePlan", proven: "Evidence | None", now: datetime) 
 def _time(planned: "RestorePlan", now: datetime) -> str:
     expected = planned.expected
     if expected is None:
-        return "unknown: no drill of this database has measured it"
+        return "unknown: nothing of this database was restored or drilled yet"
     if expected.backup_id == planned.backup_id:
-        return f"about {duration(expected.seconds)}, as in its drill {age(expected.measured_at, now)} ago"
-    took = f"a drill of {expected.backup_id} took {duration(expected.measured_seconds)}"
-    return f"about {duration(expected.seconds)}; {took}"
+        return (
+            f"about {duration(expected.seconds)}, as in its {expected.measured_by} {age(expected.measured_at, now)} ago"
+        )
+    took = f"a {expected.measured_by} of {expected.backup_id} took {duration(expected.measured_seconds)}"
+    return f"{_about(planned)} {duration(expected.seconds)}; {took}"
+
+
+def _about(planned: "RestorePlan") -> str:
+    """What is known of the whole is the most that a part of it takes."""
+    return "at most" if planned.is_part else "about"
 
 
 def _losses(planned: "RestorePlan") -> list[str]:
@@ -65,7 +72,9 @@ def _losses(planned: "RestorePlan") -> list[str]:
     shown, others = planned.losses[:SHOWN_LOSSES], planned.losses[SHOWN_LOSSES:]
     lines = [_loss(loss) for loss in shown]
     if others:
-        lines.append(f"{sum(loss.lost_rows for loss in others):,} rows of {len(others)} more tables")
+        lines.append(
+            f"{counted(sum(loss.lost_rows for loss in others), 'row')} of {counted(len(others), 'more table')}"
+        )
     if len(planned.losses) > 1:
         lines.insert(0, f"{planned.lost_rows:,} rows in all, of {len(planned.losses)} tables:")
     if planned.uncounted:
@@ -77,4 +86,4 @@ def _losses(planned: "RestorePlan") -> list[str]:
 
 def _loss(loss: "TableLoss") -> str:
     before = f"{loss.backup_rows:,} in the backup" if loss.in_backup else "none of its data is in the backup"
-    return f"{loss.lost_rows:,} rows of {loss.schema}.{loss.name} ({loss.live_rows:,} now, {before})"
+    return f"{counted(loss.lost_rows, 'row')} of {loss.schema}.{loss.name} ({loss.live_rows:,} now, {before})"

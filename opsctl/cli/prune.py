@@ -5,7 +5,7 @@ import typer
 
 from opsctl.cli.catalog import read_catalogs
 from opsctl.cli.files import whole_file
-from opsctl.cli.output import Outcome, age, plain_table, size
+from opsctl.cli.output import Outcome, PlainTable, age, size
 from opsctl.errors import ExitCode, OpsctlError, UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _lines(lines: "Iterable[Line]") -> list[dict[str, Any]]:
 def _table(decided: "PrunePlan", now: "datetime", *, dry_run: bool) -> "RenderableType":
     if not decided.keep and not decided.remove:
         return "There are no backups yet."
-    table = plain_table()
+    table = PlainTable()
     for column in ("", "Backup", "In", "Age", "Stored", "Why"):
         table.add_column(column, no_wrap=column == "Backup", overflow="fold")
     remove = "would remove" if dry_run else "removed"

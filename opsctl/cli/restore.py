@@ -5,19 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.catalog import choose_from, read_catalog
-from opsctl.cli.output import Outcome, age, duration, size
+from opsctl.cli.output import Outcome, age, counted, duration, size
 from opsctl.cli.plan_text import plan_text
 from opsctl.cli.restore_source import RestoreSource, part_of, require_backup, source_of_backup, source_of_file
 from opsctl.cli.roles import create_missing_roles
-from opsctl.cli.run_report import concern
+from opsctl.cli.run_report import concern, remember_restore
 from opsctl.cli.undo import forget, undo_restore
-from opsctl.errors import ExitCode, NoSuchBackup, Refused, UsageError
+from opsctl.errors import ExitCode, HistoryUnavailable, NoSuchBackup, Refused, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from opsctl.cli.session import Session
     from opsctl.dumps.selection import Selection
+    from opsctl.history import MeasuredRestore
     from opsctl.postgres.server import Server
     from opsctl.repository import Backup, Catalog
     from opsctl.restore import Restore, Restored
@@ -155,7 +156,8 @@ def restore(
     )
     wanted = _asked_for(session, source, server, into, options, is_configured=to is None)
     wanted = replace(wanted, part=part_of(session, source, part))
-    expected = expected_time(wanted.manifest, source.others, session.repositories)
+    last = _last_restore(session, source.database, server)
+    expected = expected_time(wanted.manifest, source.others, session.repositories, last)
     wanted = replace(wanted, expected=expected)
     concern(session, [wanted.database])
     planned = wanted.plan(session.clock())
@@ -174,6 +176,7 @@ def restore(
         start_progress=lambda doing, total: session.progress(f"{doing.capitalize()} {wanted.database}", total),
     )
     session.output.stop_progress()
+    _remember(session, source, wanted, restored)
     for warning in restored.warnings:
         session.log().warning("restore.warning", message=warning, **fields)
     code = ExitCode.ATTENTION if restored.warnings else ExitCode.DONE
@@ -200,8 +203,8 @@ def _chosen(session: "Session", catalog: "Catalog", backup_id: str | None, befor
         raise NoSuchBackup("There is no backup yet.", hint="`opsctl backup` takes one.")
     now = session.clock()
     for number, backup in enumerate(backups, 1):
-        proven = f", {backup.proven.level}" if backup.proven else ""
-        rows = f", {backup.manifest.facts.rows:,} rows" if backup.manifest.facts.rows is not None else ""
+        proven = ", DAMAGED" if backup.failed else f", {backup.proven.level}" if backup.proven else ""
+        rows = f", {counted(backup.manifest.facts.rows, 'row')}" if backup.manifest.facts.rows is not None else ""
         size_text = size(backup.manifest.dump.bytes)
         session.output.show(f"{number:3}  {backup.id}  {age(backup.created_at, now)} ago, {size_text}{rows}{proven}")
     answer = session.ask(f"Which one? [1-{len(backups)}]")
@@ -238,14 +241,38 @@ def _asked_for(
         staging=Staging(session.config.staging_path),
         keys=session.keys,
         is_checked=source.file is not None,
+        remarks=source.remarks,
         packing=source.packing,
         # The hooks and standbys of the configuration are those of the configured server.
         swap_settings=session.swap_settings(source.database) if is_configured else SwapSettings(),
     )
 
 
+def _last_restore(session: "Session", database: str, server: "Server") -> "MeasuredRestore | None":
+    try:
+        return session.history.last_restore(database, _identity(server))
+    except HistoryUnavailable:
+        return None  # the drills are left to tell
+
+
+def _remember(session: "Session", source: RestoreSource, wanted: "Restore", restored: "Restored") -> None:
+    """How long a whole backup took, for the next plan; a part of one says nothing about that."""
+    from opsctl.history import MeasuredRestore
+
+    if wanted.part is None and restored.seconds is not None:
+        measured = MeasuredRestore(wanted.manifest.id, wanted.manifest.plain_bytes, restored.seconds, session.clock())
+        remember_restore(session, source.database, _identity(wanted.server), measured)
+
+
+def _identity(server: "Server") -> str:
+    return server.info.system_identifier or server.address
+
+
 def _restored_text(restored: "Restored", name: str) -> list["RenderableType"]:
-    lines: list[RenderableType] = [f"Restored {restored.backup_id} as {restored.database} ({restored.evidence})."]
+    took = duration(restored.seconds or 0)
+    lines: list[RenderableType] = [
+        f"Restored {restored.backup_id} as {restored.database} ({restored.evidence}) in {took}."
+    ]
     if restored.swapped:
         lines.append(f"  swapped in; clients waited {duration(restored.outage_seconds or 0)}")
         lines.append(f"  the old database is kept as {restored.previous_database}")
@@ -268,6 +295,7 @@ def _result(source: RestoreSource, planned: "RestorePlan", restored: "Restored |
         "swapped": restored.swapped if restored else False,
         "outage_seconds": restored.outage_seconds if restored else None,
         "evidence": restored.evidence if restored else None,
+        "restore_seconds": restored.seconds if restored else None,
         "warnings": list(restored.warnings) if restored else [],
         "plan": {
             **jsonable(asdict(planned)),

@@ -34,6 +34,13 @@ class RestoreSource:
         return self.backup.proven if self.backup else None
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is known against it, for the plan."""
+        if self.backup is None or not self.backup.failed:
+            return ()
+        return (f"a verification found this backup damaged: `opsctl verify {self.manifest.id}` says what is wrong",)
+
+    @property
     def backup_id(self) -> str | None:
         return None if self.file else self.manifest.id
 

@@ -6,18 +6,16 @@ Each step stands for itself: one that fails or hangs is a line in the log, and n
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import TimeoutError as TookTooLong
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from opsctl.background import in_background
 from opsctl.errors import DoctorExit, ExitCode, HistoryUnavailable
 from opsctl.telemetry.redact import jsonable
 
 if TYPE_CHECKING:
     from opsctl.cli.output import Outcome, Run
     from opsctl.cli.session import Session
-    from opsctl.history import Ending, History, RunOutcome
+    from opsctl.history import Ending, History, MeasuredRestore, RunOutcome
 
 RECORDED = frozenset(
     {"backup", "restore", "verify", "drill", "prune", "sync", "import", "doctor", "restart", "repository check"}
@@ -93,6 +91,8 @@ def _harmless(session: "Session") -> Iterator[None]:
 
 def _write_history(session: "Session", write: "Callable[[History], Any]") -> Any:
     """What ``write`` returns. What cannot be written is tried again with the next; one warning a run is enough."""
+    from opsctl.background import in_background
+
     session.unwritten.append(write)
     with _harmless(session):
         history = session.history
@@ -108,7 +108,7 @@ def _write_history(session: "Session", write: "Callable[[History], Any]") -> Any
             return in_background(write_all).result(HISTORY_SECONDS)
         except HistoryUnavailable as error:
             message = error.message
-        except TookTooLong:
+        except TimeoutError:
             message = f"The history did not answer within {HISTORY_SECONDS:g} s."
             session.is_recorded = False  # no step waits for it again
         if not session.is_warned:
@@ -122,6 +122,11 @@ def remember_checks(session: "Session", result: dict[str, Any], *, is_whole: boo
     document, now = jsonable(result), session.clock()
     changes = _write_history(session, lambda history: history.record_checks(document, at=now, is_whole=is_whole))
     session.check_changes = changes or ()
+
+
+def remember_restore(session: "Session", database: str, server: str, measured: "MeasuredRestore") -> None:
+    """Record how long a restore of a whole backup took: the next plan tells by it how long that one will take."""
+    _write_history(session, lambda history: history.record_restore(database, server, measured))
 
 
 def endings(command: str, outcome: "Outcome", concerned: Sequence[str] = ()) -> "Iterator[Ending]":

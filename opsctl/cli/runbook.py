@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.cli.output import Outcome, plain_table
+from opsctl.cli.output import Outcome, PlainTable
 from opsctl.errors import ConfigurationError, OpsctlError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def list_scenarios(session: "Session", file: FileOption = None) -> Outcome:
     Example: [bold]opsctl runbook list[/bold]
     """
     runbook = load(session, file)
-    table = plain_table()
+    table = PlainTable()
     for heading in ("SCENARIO", "STEPS"):
         table.add_column(heading)
     for each in runbook.scenarios:
@@ -130,7 +130,7 @@ def try_out(session: "Session", scenario: ScenarioName = None, file: FileOption 
     problems = problems_of(session, runbook)
     rows = [row for each in chosen for row in _tried(session, runbook, each, problems)]
     bad = [row for row in rows if row["status"] != "ok"]
-    table = plain_table()
+    table = PlainTable()
     for heading in ("STATUS", "SCENARIO", "FOUND"):
         table.add_column(heading)
     for row in rows:

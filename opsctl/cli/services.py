@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opsctl.cli.output import Outcome, age, duration, plain_table
+from opsctl.cli.output import Outcome, PlainTable, age, duration
 from opsctl.cli.session import parse_since
 from opsctl.errors import ExitCode, Interrupted, ServiceFailed, UsageError
 
@@ -53,7 +53,7 @@ def services(session: "Session") -> Outcome:
     Example: [bold]opsctl services[/bold]
     """
     rows: list[dict[str, Any]] = []
-    table = plain_table()
+    table = PlainTable()
     for heading in ("Service", "State", "Health", "Since", "Restarts", "Image", "Note"):
         table.add_column(heading)
     for name, service in session.services.all():

@@ -1,7 +1,7 @@
 """What a command works with: everything a run may need, opened when it is first asked for."""
 
+import os
 import re
-import secrets
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Session:
         self.options = options
         self._within = within
         self._is_confirmed = is_confirmed
-        self.run_id = secrets.token_hex(8)
+        self.run_id = os.urandom(8).hex()
         self.started_at = self.clock()
         self.redactor: Redactor = within.redactor if within else Redactor()
         self.check_changes: Sequence[CheckChange] = ()

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING, Any
 from opsctl.cli.output import Outcome, duration
 from opsctl.cli.run_report import concern
 from opsctl.errors import ExitCode, UsageError
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     from opsctl.cli.session import Session

@@ -9,7 +9,6 @@ from opsctl.cli.catalog import choose_backup, read_catalog
 from opsctl.cli.output import Outcome, duration
 from opsctl.cli.run_report import concern
 from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, ServiceFailed, ServicesUnreachable, UsageError
-from opsctl.manifest import EVIDENCE_LEVELS, choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +102,7 @@ def _verified(session: "Session", wanted: Wanted) -> Outcome:
         _remove_leftovers(session)
     results = [_unreadable(each) for each in damaged]
     results += [_verify(session, backup, drill=wanted.drill) for backup in backups]
-    text = [f"{OUTCOMES[each['outcome']]:16} {each['id']}  {_told(each)}" for each in results]
+    text = [line for each in results for line in _told(each)]
     fields = {"verified": len(results), "failed": sum(each["outcome"] == "fail" for each in results)}
     fields |= {"database": ",".join(databases)}
     outcomes = {each["outcome"] for each in results}
@@ -137,12 +136,16 @@ def _chosen(session: "Session", wanted: Wanted) -> tuple[list["Backup"], list["I
 
 
 def _newest(session: "Session", catalog: "Catalog") -> list["Backup"]:
+    from opsctl.manifest import choose
+
     databases = {backup.database for backup in catalog.backups}
     return [choose(catalog.backups, f"latest:{name}", now=session.clock()) for name in sorted(databases)]
 
 
 def _verify(session: "Session", backup: "Backup", *, drill: bool) -> dict[str, Any]:
     """Verify every copy of a backup; the worst outcome counts."""
+    from opsctl.manifest import EVIDENCE_LEVELS
+
     found = _drill_copies(session, backup) if drill else _read_copies(session, backup)
     session.output.stop_progress()
     for verification in found:
@@ -193,7 +196,8 @@ def _drills_of(session: "Session", database: str) -> "Drills":
     """How backups of a database are drilled; without assertions when it is not configured any more."""
     from opsctl.drill import Assertion, Drills
     from opsctl.drill_container import InContainer
-    from opsctl.drill_servers import Candidate, DrillRecords, Scratch, Throwaway, throwaways
+    from opsctl.drill_records import DrillRecords
+    from opsctl.drill_servers import Candidate, Scratch, Throwaway, throwaways
     from opsctl.postgres.binaries import find_binaries
     from opsctl.postgres.tools import Tools
 
@@ -240,7 +244,7 @@ def _drills_of(session: "Session", database: str) -> "Drills":
 
 def _remove_leftovers(session: "Session") -> None:
     """Remove what drills that were killed have left on this host and on the scratch server."""
-    from opsctl.drill_servers import DrillRecords
+    from opsctl.drill_records import DrillRecords
     from opsctl.services.docker_throwaway import ThrowawayContainers
 
     open_scratch = partial(_scratch_server, session) if session.config.drill.scratch_url else None
@@ -283,8 +287,21 @@ def _unreadable(incomplete: "Incomplete") -> dict[str, Any]:
     }
 
 
-def _told(result: dict[str, Any]) -> str:
+def _told(result: dict[str, Any]) -> "Iterator[str]":
     seconds = result["restore_seconds"]
-    restored = f", restored in {duration(seconds)} by {result['restored_on']}" if seconds else ""
-    proven = f"{result['evidence']}{restored}"
-    return "; ".join(result["problems"] or [proven, *result["notes"]])
+    proven = f"  {result['evidence']}" if result["outcome"] == "pass" else ""
+    restored = f", restored in {duration(seconds)}" if proven and seconds else ""
+    yield f"{OUTCOMES[result['outcome']]:16} {result['id']}{proven}{restored}"
+    if result["restored_on"]:
+        yield f"  by {result['restored_on']}"
+    yield from (f"  {problem}" for problem in _once(result["problems"]))
+    yield from (f"  note: {note}" for note in _once(result["notes"]))
+
+
+def _once(said: list[str]) -> "Iterator[str]":
+    """What is said of several repositories alike, once, with all their names."""
+    places: dict[str, list[str]] = {}
+    for each in said:
+        place, _, what = each.partition(": ")
+        places.setdefault(what, []).append(place)
+    return (f"{', '.join(names)}: {what}" for what, names in places.items())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from opsctl.errors import Refused
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 BEGIN = re.compile(
     r"# opsctl begin: (?P<source>.+) \(digest (?P<digest>[0-9a-f]{16})(, installed (?P<installed>[0-9TZ:.+-]+))?\)"

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from opsctl.cron.jobs import Job
 from opsctl.cron.sign_of_life import FILE, show
 from opsctl.cron.timetable import Timetable
-from opsctl.manifest import format_time
 from opsctl.postgres.processes import die_with_parent
+from opsctl.times import format_time
 
 TICK_SECONDS = 10.0
 """It wakes at least this often: a clock that was set is noticed then."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from opsctl.errors import ConfigurationError, LockHeld
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 FILE = "scheduler.json"
 LOCK = "scheduler.lock"

@@ -205,6 +205,7 @@ def describe(examined: Examined, *, database: str, section: str, backup_id: str,
             at=now,
             dated_by=dated_by,
             section=section,
+            sql_bytes=part.bytes,
             unknown=UNKNOWN,
         ),
     )

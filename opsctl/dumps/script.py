@@ -58,6 +58,8 @@ class Section:
     extensions: dict[bytes, bytes] = field(default_factory=dict)
     superuser_objects: list[tuple[str, bytes]] = field(default_factory=list)
     has_content: bool = False
+    bytes: int = 0
+    """About."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Script:
         for chunk in chunks:
             for piece in self._lexer.feed(chunk):
                 yield from self._take(piece)
+            self.section.bytes += len(chunk)
         for piece in self._lexer.end():
             yield from self._take(piece)
         self._require_beginning()

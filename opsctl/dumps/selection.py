@@ -275,6 +275,8 @@ class _Walk:
     def result(self, wanted: Selection) -> Selected:
         if wanted.data_only:
             self.along, self.missing = {}, {}  # nothing of that is made
+        elif not wanted.schema_only:
+            self.chosen -= self._keys_to_rows_left_out()
         rows = {entry.id for entry in self.entries if entry.kind in ROWS and self._has_rows(entry)}
         large = any(entry.kind in LARGE_OBJECTS and entry.id not in self.chosen for entry in self.entries)
         if large and not wanted.schema_only:
@@ -288,15 +290,31 @@ class _Walk:
         along = (*self.partitions, *self.along)
         return Selected(ordered, along, tuple(self.missing), with_rows, is_reordered=ordered != entries)
 
+    def _keys_to_rows_left_out(self) -> set[int]:
+        """Foreign keys of rows that come, to a table whose rows do not; and what hangs on them."""
+        found = set()
+        for entry in self.entries:
+            if entry.kind == "FK CONSTRAINT" and entry.id in self.chosen:
+                own, others = self._ends(entry)
+                bare = next((each for each in others if each.id in self.bare), None)
+                if bare is not None and own is not None and own.id not in self.bare:
+                    self.missing[f"{_words(entry)}: it needs the rows of {_words(bare)}, which are left out"] = None
+                    found.add(entry.id)
+        return found | {entry.id for entry in self.entries if entry.kind in PARTS and set(entry.needs) & found}
+
+    def _ends(self, key: Entry) -> tuple[Entry | None, list[Entry]]:
+        """The table a foreign key is of, and what it refers to."""
+        tables = [n for need in key.needs if (n := self._by_id.get(need)) is not None and n.kind == "TABLE"]
+        own = next((each for each in tables if _is_of(key, each)), None)
+        return own, [each for each in tables if each is not own]
+
     def _after_what_they_refer_to(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
         """Rows behind those of the tables that their foreign keys refer to; a circle is told."""
         refers: dict[tuple[str, str], set[tuple[str, str]]] = {}
         for entry in self.entries:
-            tables = [n for need in entry.needs if (n := self._by_id.get(need)) is not None and n.kind == "TABLE"]
-            own = next((each for each in tables if _is_of(entry, each)), None)
+            own, others = self._ends(entry)
             if entry.kind == "FK CONSTRAINT" and own is not None:
-                others = {(each.schema, each.name) for each in tables if each is not own}
-                refers.setdefault((own.schema, own.name), set()).update(others)
+                refers.setdefault((own.schema, own.name), set()).update((each.schema, each.name) for each in others)
         rows = {(entry.schema, entry.name): entry for entry in entries if entry.kind == "TABLE DATA"}
         sorter = TopologicalSorter({table: refers.get(table, set()) & rows.keys() for table in rows})
         try:

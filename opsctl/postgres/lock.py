@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opsctl.errors import LockHeld
-from opsctl.manifest import format_time
 from opsctl.postgres.server import Server, one, rows
+from opsctl.times import format_time
 
 if TYPE_CHECKING:
     from opsctl.postgres.server import Connection

@@ -102,9 +102,12 @@ class ThisHost:
     def __init__(self, search_path: Sequence[str], environment: Mapping[str, str]) -> None:
         self._search_path = search_path
         self._environment = environment
+        self._found: dict[str, list[Binaries]] = {}
 
     def find(self, program: str) -> list[Binaries]:
-        return find_binaries(program, search_path=self._search_path)
+        if program not in self._found:  # each of them is asked for its version
+            self._found[program] = find_binaries(program, search_path=self._search_path)
+        return self._found[program]
 
     def start(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from opsctl.errors import Refused
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 
 @dataclass(frozen=True)

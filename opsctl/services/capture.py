@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from opsctl.manifest import format_time
 from opsctl.services import Service, ServiceRuntime
 from opsctl.services.compose import variables_of
 from opsctl.services.log_lines import read_lines
+from opsctl.times import format_time
 
 LOG_LINES = 500
 MASK = "***"

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,7 @@ from opsctl.errors import RemovalRefused, RepositoryUnreachable
 from opsctl.storage import TRIAL_PREFIX, Entry, Trial
 
 PARTIAL = ".partial"
+_name = attrgetter("name")
 PROBE = bytes(4096)
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
@@ -60,21 +62,7 @@ class LocalStorage:
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """Every file whose key begins with the folder ``prefix``; nothing when the repository does not exist yet."""
         with self._mapped("list"):
-            yield from self._walk(self.root / prefix if prefix else self.root)
-
-    def _walk(self, folder: Path) -> Iterator[Entry]:
-        try:
-            found = sorted(os.scandir(folder), key=lambda each: each.name)
-        except FileNotFoundError:
-            return
-        for each in found:
-            if each.is_dir(follow_symlinks=False):
-                yield from self._walk(Path(each.path))
-            else:
-                with suppress(FileNotFoundError):  # removed by another run in between
-                    status = each.stat()
-                    key = str(Path(each.path).relative_to(self.root))
-                    yield Entry(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+            yield from _walk(str(self.root / prefix), f"{prefix.rstrip('/')}/" if prefix else "")
 
     def folders(self, prefix: str = "") -> list[str]:
         """The folders directly below ``prefix``."""
@@ -108,7 +96,7 @@ class LocalStorage:
 
     def read(self, key: str) -> bytes:
         """A small stored file, whole. Raises FileNotFoundError when there is none."""
-        with self.open(key) as file, self._mapped("read"):
+        with self._mapped("read"), (self.root / key).open("rb", buffering=0) as file:
             return file.read()
 
     def create(self, key: str, data: bytes) -> None:
@@ -243,6 +231,22 @@ class LocalFile:
     def write(self, data: bytes) -> None:
         with self._storage._mapped("write"):  # noqa: SLF001
             self._file.write(data)
+
+
+def _walk(folder: str, prefix: str) -> Iterator[Entry]:
+    """The files of a folder and below it, in the order of their keys, which begin with ``prefix``."""
+    try:
+        with os.scandir(folder) as there:
+            found = sorted(there, key=_name)
+    except FileNotFoundError:
+        return
+    for each in found:
+        if each.is_dir(follow_symlinks=False):
+            yield from _walk(each.path, f"{prefix}{each.name}/")
+        else:
+            with suppress(FileNotFoundError):  # removed by another run in between
+                status = each.stat()
+                yield Entry(f"{prefix}{each.name}", status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
 
 def _create(path: Path) -> BinaryIO:

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 MASK = "***"
 SHORTEST = 4
@@ -49,7 +49,7 @@ class Redactor:
     def text(self, text: str) -> str:
         if self._pattern is not None:
             text = self._pattern.sub(MASK, text)
-        return USERINFO.sub(rf"\1{MASK}@", text)
+        return USERINFO.sub(rf"\1{MASK}@", text) if "://" in text else text
 
     def deep(self, value: Any) -> Any:
         """The same for every string in nested lists, tuples and mappings, keys included."""

@@ -18,10 +18,10 @@ from sentry_sdk.transport import Transport  # noqa: TID253
 from sentry_sdk.utils import Dsn  # noqa: TID253
 
 from opsctl import __version__
-from opsctl.manifest import format_time
 from opsctl.telemetry.delivery import Sender, Undelivered, post
 from opsctl.telemetry.redact import Redactor
 from opsctl.telemetry.spool import Fate, Spool
+from opsctl.times import format_time
 
 TIMEOUT_SECONDS = 10
 REFUSED = frozenset({400, 413})

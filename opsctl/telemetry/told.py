@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 
 
 @dataclass(frozen=True)

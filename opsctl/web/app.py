@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from opsctl.checks.report import as_document
 from opsctl.documents import envelope, incident_entry, run_entry
 from opsctl.errors import DoctorExit, ExitCode, OpsctlError, RepositoryUnreachable, UsageError
-from opsctl.manifest import format_time
 from opsctl.telemetry.redact import jsonable
+from opsctl.times import format_time
 from opsctl.web.catalog import Catalog, Problem
 from opsctl.web.guard import Guard
 from opsctl.web.page import Page, content_policy

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from opsctl import __version__
 from opsctl.amounts import age, duration, size
-from opsctl.manifest import format_time
+from opsctl.times import format_time
 from opsctl.web.chart import chart_of
 from opsctl.web.status import Database, Status
 

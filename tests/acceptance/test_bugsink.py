@@ -18,9 +18,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from servers import throwaway_server
 
 import opsctl
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.processes import die_with_parent
 
 pytestmark = [
@@ -211,7 +211,7 @@ def listening(binaries):
     from psycopg import connect
     from psycopg.sql import SQL, Identifier, Literal
 
-    with throwaway_cluster(binaries, listen=True) as running:
+    with throwaway_server(binaries, listen=True) as running:
         with connect(running.url(), autocommit=True) as connection:
             connection.execute(SQL("create role reader login password {}").format(Literal(PASSWORD)))
             connection.execute(SQL("create table {} ()").format(Identifier(PASSWORD)))

@@ -9,7 +9,7 @@ import pytest
 
 from opsctl.drill import Drills
 from opsctl.drill_container import InContainer
-from opsctl.drill_servers import DrillRecords
+from opsctl.drill_records import DrillRecords
 from opsctl.keys import Keys
 from opsctl.manifest import parse_manifest
 from opsctl.postgres.tools import Tools
@@ -103,7 +103,10 @@ def test_an_image_that_is_not_here_is_named(drill, ours):
 
 
 def test_the_next_drill_removes_the_container_of_a_killed_one(drill, ours, engine):
-    """SIGKILL leaves a container, shut in: no network, no capability, no right to gain one. The next drill ends it."""
+    """SIGKILL leaves a container, shut in: no network, no capability, no right to gain one.
+
+    Doctor names it, the next drill ends it.
+    """
     process = drill.program.start("drill", env={"DOCKER_HOST": engine.host})
     (name,) = wait_for(ours, "a container is made")
     process.kill()
@@ -111,6 +114,8 @@ def test_the_next_drill_removes_the_container_of_a_killed_one(drill, ours, engin
     (record,) = (drill.program.state / "drills").iterdir()
     folder = Path(json.loads(record.read_text())["folder"])
     assert (record.stem, folder.is_dir()) == (name, True)
+    (check,) = drill.program("doctor", "drill.leftovers", "--json").json["result"]["checks"]
+    assert (check["status"], check["details"]["leftovers"]) == ("warn", [f"container {name}"])
     host = engine.inspect(name)["HostConfig"]
     assert (host["NetworkMode"], host["CapDrop"], host["AutoRemove"]) == ("none", ["ALL"], True)
     assert "no-new-privileges" in host["SecurityOpt"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 from collections import Counter
@@ -11,12 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from servers import throwaway_server
 
 from opsctl.drill import Drills
-from opsctl.drill_servers import DrillRecords, DrillServer, Scratch, Throwaway
+from opsctl.drill_records import DrillRecords
+from opsctl.drill_servers import DrillServer, Scratch, Throwaway
 from opsctl.keys import Keys
 from opsctl.manifest import parse_manifest
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.cluster_files import children
 from opsctl.postgres.server import Server
 from opsctl.postgres.tools import Tools
@@ -28,6 +30,8 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1800)]
 
 RICH_SQL = Path(__file__).parents[1] / "rich_schema.sql"
 FLIPS, CUTS = 500, 200
+PARTS = 4
+"""The hidden flips take minutes: several workers share them."""
 
 
 def no_progress(*_):
@@ -194,7 +198,7 @@ def test_a_lent_server_that_hangs_is_let_go(run_opsctl, saas, only_backup, binar
     """It cannot be ended, so it is given up; when it goes on, the next drill takes away what was left there."""
     assert run_opsctl("backup", url=saas.url).returncode == 0
     copy = copy_of(only_backup(run_opsctl.work / "backups"))
-    with throwaway_cluster(binaries) as lent:
+    with throwaway_server(binaries) as lent:
         records = DrillRecords(tmp_path)
         scratch = Scratch(lambda name: Server(lent.url(name)), records, tmp_path, timeout_seconds=4)
         drills = Drills(lambda _: [scratch], tools, Keys(), now, stopping(lambda: lent.pid))
@@ -211,13 +215,13 @@ def test_a_lent_server_that_hangs_is_let_go(run_opsctl, saas, only_backup, binar
             assert connection.execute("select datname from pg_database where datname ~ 'opsctl'").fetchall() == []
 
 
-@pytest.fixture(params=[pytest.param(1, id="custom"), pytest.param(2, id="directory", marks=pytest.mark.soak)])
-def hidden(request, run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_path):
+@pytest.fixture
+def hidden(jobs, run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_path):
     """``hidden.plain``, a dump, and ``hidden.found(changed)``: what tells of other bytes in its place.
 
     Every digest is made to fit. What matters is what pg_restore makes of the archive, remarks apart.
     """
-    back_up(rich, "content", jobs=request.param)
+    back_up(rich, "content", jobs=jobs)
     stored = only_backup(run_opsctl.work / "backups")
     plain = stored.plain_dump()
     before = as_text(cluster.binaries, plain)
@@ -240,18 +244,26 @@ def hidden(request, run_opsctl, rich, back_up, only_backup, cluster, tools, tmp_
     return SimpleNamespace(plain=plain, found=found)
 
 
-def test_every_hidden_flip_that_changes_something(hidden):
+@pytest.mark.parametrize(
+    ("jobs", "part"),
+    [pytest.param(1, part, id=f"custom-{part}") for part in range(PARTS)]
+    + [pytest.param(2, 0, id="directory-0")]
+    + [pytest.param(2, part, id=f"directory-{part}", marks=pytest.mark.soak) for part in range(1, PARTS)],
+)
+def test_every_hidden_flip_that_changes_something(hidden, part):
     """500 single bits of the dump: decoding or restoring tells of each that matters.
 
     Half of them go into definitions and small rows, half anywhere.
     """
     small = hidden.plain.index(b"long long")
     places = [(number // 2) * 2 * (len(hidden.plain), small)[number % 2] // FLIPS for number in range(FLIPS)]
-    caught = Counter(hidden.found(flipped(hidden.plain, place)) for place in places)
-    print(f"{FLIPS} hidden flips: {dict(caught)}")  # noqa: T201
-    assert caught["restored"] > FLIPS / 4, caught
+    random.Random(FLIPS).shuffle(places)  # noqa: S311 - each part has some of every kind
+    caught = Counter(hidden.found(flipped(hidden.plain, place)) for place in places[part::PARTS])
+    print(f"{FLIPS // PARTS} hidden flips: {dict(caught)}")  # noqa: T201
+    assert caught["restored"] > FLIPS / PARTS / 4, caught
 
 
+@pytest.mark.parametrize("jobs", [pytest.param(1, id="custom"), pytest.param(2, id="directory")])
 def test_every_hidden_cut(hidden):
     """200 truncations of the dump: decoding tells of each that loses anything."""
     end = len(hidden.plain)

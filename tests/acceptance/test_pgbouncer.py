@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psycopg  # noqa: TID253
 import pytest
+from servers import throwaway_server
 
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.processes import die_with_parent
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
@@ -32,7 +32,7 @@ def wait_for(condition, what, *, seconds=30):
 @pytest.fixture(scope="module")
 def cluster(binaries):
     """The server behind the pooler."""
-    with throwaway_cluster(binaries) as running:
+    with throwaway_server(binaries) as running:
         yield running
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psycopg  # noqa: TID253
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
@@ -30,11 +29,11 @@ CONTENT = " UNION ALL ".join(f"SELECT min(version), max(version), count(*) FROM 
 @pytest.fixture(scope="module")
 def cluster(binaries):
     """A server that may be killed."""
-    with throwaway_cluster(binaries) as running:
+    with throwaway_server(binaries) as running:
         yield running
 
 
-def wait_for(condition, what, *, seconds=30):
+def wait_for(condition, what, *, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"

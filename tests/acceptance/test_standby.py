@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import psycopg  # noqa: TID253  # a test may load what it likes
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
@@ -69,7 +68,7 @@ def test_a_standby_is_seen_from_both_ends(run_opsctl, binaries):
         return {each["id"]: each for each in results}
 
     with (
-        throwaway_cluster(binaries, settings={"wal_level": "replica", "max_wal_senders": "4"}) as primary,
+        throwaway_server(binaries, settings={"wal_level": "replica", "max_wal_senders": "4"}) as primary,
         standby_of(primary, binaries) as standby,
     ):
         until(lambda: value(primary.url(), "select count(*) from pg_stat_replication where state = 'streaming'"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg  # noqa: TID253  # a test may load what it likes
 import pytest
+from servers import throwaway_server
 
 from opsctl.checks import ALL_CHECKS, choose_units
 from opsctl.checks.capacity import judge_bloat, judge_sequences
@@ -21,7 +22,6 @@ from opsctl.checks.scope import Scope
 from opsctl.checks.wal import judge_archiver, judge_replication, judge_slots
 from opsctl.config import load_config
 from opsctl.postgres.capacity import Bloat, Bloats, Sequence, Sequences
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.integrity import ChecksumFailures, Checksums, CollationVersions, InvalidIndex, Version
 from opsctl.postgres.server import Server
 from opsctl.postgres.wal import Archiver, Replay, Replication, Slot, Standby
@@ -193,7 +193,7 @@ def test_commands_can_be_copied_whatever_is_in_the_names():
 @pytest.fixture(scope="module")
 def broken(binaries):
     """A server with nothing wrong but what the tests break, and its checksums on."""
-    with throwaway_cluster(binaries, settings=SETTINGS) as cluster:
+    with throwaway_server(binaries, settings=SETTINGS) as cluster:
         with psycopg.connect(cluster.url()) as connection:
             (checksums,) = connection.execute("show data_checksums").fetchone()
         if checksums == "off":  # before PostgreSQL 18, unless somebody asks for them

@@ -10,6 +10,7 @@ from threading import Thread
 
 import psycopg  # noqa: TID253  # a test may load what it likes
 import pytest
+from servers import throwaway_server
 
 from opsctl.checks import ALL_CHECKS, choose_units
 from opsctl.checks.check import Thresholds
@@ -17,7 +18,6 @@ from opsctl.checks.run import list_units, run_checks
 from opsctl.checks.scope import Scope
 from opsctl.config import load_config
 from opsctl.postgres.activity import without_literals
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.server import Server
 from opsctl.postgres.tools import Tools
 
@@ -99,7 +99,7 @@ def test_the_root_blocker_is_named(doctor, saas):
 
 def test_connections_that_are_used_up(doctor, binaries):
     """The share in use is counted; when nothing is left, db.connect says so, and why everything else is skipped."""
-    with throwaway_cluster(binaries, settings={"max_connections": "8", "superuser_reserved_connections": "1"}) as few:
+    with throwaway_server(binaries, settings={"max_connections": "8", "superuser_reserved_connections": "1"}) as few:
         with psycopg.connect(few.url(), autocommit=True) as admin:
             admin.execute("create role app login; grant pg_monitor to app")
             url = few.url().replace(f"user={few.user}", "user=app")
@@ -155,7 +155,7 @@ def test_each_rung_of_the_way_to_the_server_has_its_word(doctor, url, code):
 
 def test_wrong_passwords_names_and_closed_databases(doctor, binaries, new_database):
     """The login's rungs: password, database, a database closed to everybody, no password at all."""
-    with throwaway_cluster(binaries, listen=True) as cluster:
+    with throwaway_server(binaries, listen=True) as cluster:
         with psycopg.connect(cluster.url(), autocommit=True) as admin:
             admin.execute("create database closed allow_connections false")
         url = cluster.tcp_url()
@@ -176,7 +176,7 @@ def test_wrong_passwords_names_and_closed_databases(doctor, binaries, new_databa
 
 def test_a_hung_server_is_db_connect(run_opsctl, binaries):
     """SIGSTOP to the server: it still listens and never answers. Doctor ends in time, with one cause."""
-    with throwaway_cluster(binaries) as cluster:
+    with throwaway_server(binaries) as cluster:
         os.kill(cluster.pid, signal.SIGSTOP)
         try:
             run = run_opsctl("doctor", "db", "--json", url=cluster.url(), timeout=15)

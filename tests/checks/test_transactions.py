@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg  # noqa: TID253  # a test may load what it likes
 import pytest
+from servers import throwaway_server
 
 from opsctl.checks.check import Thresholds
 from opsctl.checks.counters import NO_SAMPLE, RESET, judge_cache_hit, judge_deadlocks
@@ -28,7 +29,6 @@ from opsctl.config import load_config
 from opsctl.errors import DatabaseUnreachable
 from opsctl.postgres.activity import read_blocked, read_connections
 from opsctl.postgres.binaries import Binaries
-from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.counters import Counters, read_counters
 from opsctl.postgres.horizons import DatabaseAge, Holder, read_ages, read_holders
 from opsctl.postgres.programs import INSTALL_HINT
@@ -60,7 +60,7 @@ READERS = (
 @pytest.fixture(scope="module")
 def server(binaries):
     """A server of this module's own, which takes prepared transactions; two databases of it are configured."""
-    with throwaway_cluster(binaries, settings=SETTINGS) as own:
+    with throwaway_server(binaries, settings=SETTINGS) as own:
         with psycopg.connect(own.url(), autocommit=True) as admin:
             for name in ("billing", "it's odd"):
                 admin.execute(f'create database "{name}"')

@@ -6,8 +6,7 @@ from threading import Thread
 
 import psycopg  # noqa: TID253  # a test may load what it likes
 import pytest
-
-from opsctl.postgres.cluster import throwaway_cluster
+from servers import throwaway_server
 
 pytestmark = pytest.mark.end_to_end
 
@@ -19,7 +18,7 @@ CONNECTED = re.compile(r"connection authorized: .*application_name=(\S+.*)$", re
 def logged(binaries):
     """A server of twelve databases that logs who connects; ``watcher`` has pg_monitor, and few sessions."""
     settings = {"log_connections": "on" if binaries.major < 18 else "authorization"}
-    with throwaway_cluster(binaries, settings=settings) as cluster:
+    with throwaway_server(binaries, settings=settings) as cluster:
         with psycopg.connect(cluster.url(), autocommit=True) as admin:
             admin.execute("create role watcher login connection limit 9; grant pg_monitor to watcher")
             for number in range(DATABASES):
@@ -84,7 +83,7 @@ def held_in_recovery(cluster):
 def test_a_server_that_starts_up(run_opsctl, binaries):
     """A server that recovers is not down but on its way: the cause says so, and once it is up all is well."""
     # Up to the end of the thread that started it, which is why the server is not used after that.
-    with throwaway_cluster(binaries, settings={"wal_level": "replica"}) as cluster:
+    with throwaway_server(binaries, settings={"wal_level": "replica"}) as cluster:
         with held_in_recovery(cluster):
             codes = [run_opsctl("doctor", "db", "--json", url=cluster.url()).json["result"]["verdict"]["code"]]
             while codes[-1] == "refused":  # not even its socket is there yet

@@ -1,6 +1,7 @@
 """Part of a backup: what is chosen brings along what it needs, and what is missing is told."""
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -69,6 +70,17 @@ def test_a_view_brings_its_tables_without_their_rows(entries):
     assert "invoices" in named(selected, "TABLE")
     assert not named(selected, "TABLE DATA")
     assert any("without its rows" in line for line in selected.along)
+
+
+def test_a_foreign_key_to_rows_left_out_is_told(entries):
+    """The table is there, for a view; without its rows no row of the other one could come in."""
+    wanted = Selection(tables=("open_invoices", "billing.invoice_lines"))
+    selected, definitions = select(entries, wanted), select(entries, replace(wanted, schema_only=True))
+
+    assert "invoice_lines" in named(selected, "TABLE DATA")
+    assert not any("invoice_lines_invoice_id_fkey" in name for name in named(selected, "FK CONSTRAINT"))
+    assert any("invoice_lines_invoice_id_fkey: it needs the rows of" in line for line in selected.missing)
+    assert any("invoice_lines_invoice_id_fkey" in name for name in named(definitions, "FK CONSTRAINT"))
 
 
 def test_a_partitioned_table_has_its_rows_in_its_partitions(entries):

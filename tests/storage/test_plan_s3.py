@@ -37,6 +37,7 @@ def test_plan_reads_nothing_of_the_dump(run_opsctl, credentials, saas, moto, pro
         "backup_id": backup.id,
         "measured_seconds": 12.5,
         "measured_at": "2026-11-01T00:00:00.000Z",
+        "measured_by": "drill",
     }
     objects = [request.split(" ")[1].partition("?")[0].rpartition("/")[2] for request in proxy.requests]
     assert set(objects) <= {bucket, "manifest.json", "20261101T000000000000Z-counted-pass.json"}, proxy.requests

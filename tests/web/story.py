@@ -10,10 +10,11 @@ from pathlib import Path
 
 from opsctl.history import Ending, History
 from opsctl.incident import Incidents
-from opsctl.manifest import DatabaseProperties, Facts, Manifest, StoredFile, TableFacts, backup_id, format_time
+from opsctl.manifest import DatabaseProperties, Facts, Manifest, StoredFile, TableFacts, backup_id
 from opsctl.repository import Evidence, segment
 from opsctl.sightings import Drill, Sightings
 from opsctl.telemetry.redact import Redactor
+from opsctl.times import format_time
 
 HOSTILE = '<script>alert("x")</script>\x1b[31m\u202egpj'
 """A database's name that wants to be something else."""
