@@ -58,7 +58,8 @@ build: setup ## wheel and sdist
 	$(BIN)/python -m build --quiet
 
 image: ## the container image
-	docker build --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' opsctl/__init__.py) --tag opsctl .
+	version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' opsctl/__init__.py); \
+	docker build --build-arg VERSION=$$version --tag opsctl --tag opsctl:$$version .
 
 up: image ## a small SaaS with opsctl around it, in containers
 	@deploy/stack/prepare
@@ -70,7 +71,7 @@ down: ## end it; its data stays
 acceptance: setup services ## what needs root and apt, or takes minutes; as root it installs the services from Debian
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'acceptance and not soak' --require-services --no-header -q -rP
 
-soak: setup services ## what takes longest: kills by the dozen, every kind of dump, the image, the stack, the wheel, the site
+soak: setup services ## what takes longest: kills by the dozen, every kind of dump
 	$(BIN)/python -m pytest -n $(WORKERS) -m soak --require-services --no-header -q -rP
 
 services:

@@ -31,7 +31,7 @@ def man_page() -> str:
         '.\\" Written by docs/generate.py (`make docs`).',
         f'.TH OPSCTL 1 "" "opsctl {__version__}" "User Commands"',
         ".SH NAME",
-        f"opsctl \\- {_roff(purpose[0].lower() + purpose[1:].rstrip('.'))}",
+        f"opsctl \\- {_roff(purpose.rstrip('.'))}",
         ".SH SYNOPSIS",
         ".B opsctl",
         r"\fICOMMAND\fR [\fIOPTIONS\fR] [\fIARGUMENTS\fR]",

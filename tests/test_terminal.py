@@ -5,7 +5,7 @@ import pty
 import re
 import select
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import pytest
@@ -126,3 +126,20 @@ def test_json_never_asks(run_opsctl, back_up, database):
     with at_terminal(run_opsctl, "restore", "latest", "--json") as terminal:
         assert terminal.finish() == 16
     assert "Type" not in terminal.shown
+
+
+def test_what_is_to_be_copied_has_no_breaks_of_a_narrow_terminal(run_opsctl):
+    """A line of a crontab is one line, and a unit is a unit, however wide the window is that they are copied from."""
+    (run_opsctl.work / "opsctl.toml").write_text('[schedule]\nbackup = "0 3 * * *"\n')
+    master, slave = pty.openpty()
+    run = run_opsctl.start("cron", "show", stdout=slave, env={"COLUMNS": "40"})
+    os.close(slave)
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while data := os.read(master, 65536):
+            shown += data
+    run.communicate(timeout=60)
+    os.close(master)
+
+    [line] = [each for each in shown.decode().splitlines() if each.startswith("0 3 * * *")]
+    assert line.endswith(str(run_opsctl.work / "opsctl.toml"))

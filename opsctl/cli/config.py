@@ -22,7 +22,7 @@ def show(session: "Session") -> Outcome:
     found = settings_in_force(session.config)
     table = PlainTable()
     for heading in ("Setting", "Value", "From"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "Setting")
     for each in found:
         if each.is_set:
             place = each.source.replace(f"{session.config.folder}/", "")  # of which the first line tells

@@ -156,6 +156,7 @@ def check(session: "Session", system: System = False, systemd: Systemd = False) 
     }
     code = ExitCode.ATTENTION if problems else ExitCode.DONE
     text = [f"{each.place}: {each.state}" for each in standings]
+    text.append(f"Times are those of {session.config.schedule.timezone}.")
     return Outcome(
         result, [*text, _table(reports, now), *problems], code, fields={"problems": problems} if problems else {}
     )
@@ -330,12 +331,13 @@ def _report(report: "JobReport") -> dict[str, Any]:
 
 def _table(reports: Sequence["JobReport"], now: datetime) -> "RenderableType":
     table = PlainTable()
-    for column in ("Command", "When", "Time zone", "Last run", "Next run, UTC", "Grace", "State"):
+    for column in ("Command", "When", "Last run", "Next run", "Grace", "State"):
         table.add_column(column)
     for each in reports:
-        last = f"{age(each.last.started_at, now)} ago, {each.last.outcome}" if each.last else "never"
-        following = f"{each.next_at:%Y-%m-%d %H:%M}" if each.next_at else ""
-        schedule = each.job.schedule
+        schedule, last = each.job.schedule, "never"
+        if each.last:
+            last = f"{age(each.last.started_at, now)} ago, {each.last.outcome}"
+        following = f"{each.next_at.astimezone(schedule.clocks):%Y-%m-%d %H:%M}" if each.next_at else ""
         grace = duration(each.job.grace(now).total_seconds())
-        table.add_row(each.job.command, schedule.expression, schedule.timezone, last, following, grace, each.state)
+        table.add_row(each.job.command, schedule.expression, last, following, grace, each.state)
     return table

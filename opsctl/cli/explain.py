@@ -61,7 +61,7 @@ def _told(check: "Check") -> list["RenderableType"]:
     told: list[RenderableType] = [Text.assemble((check.id, "bold"), f"  {check.title}")]
     for name, text in parts.items():
         if text:
-            told += [Text(name, style="bold"), Padding(Text(text), (0, 0, 0, 2))]
+            told += [Text(name, style="bold"), Padding(Text(text), (0, 0, 0, 2), expand=False)]
     return [*told, ""]
 
 

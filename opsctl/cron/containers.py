@@ -1,5 +1,6 @@
 """What Docker Compose and Kubernetes need to run the schedule, as text."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 IMAGE = f"opsctl:{__version__}"
 CONFIG = "/etc/opsctl/opsctl.toml"
 STATE = "/var/lib/opsctl"
+FILES = "opsctl-files"
 USER = 10001
 """The image's user."""
 
@@ -38,6 +40,7 @@ def compose(config: "Config", *, image: str = IMAGE) -> str:
             f"{_escaped(config.source)}:{CONFIG}:ro",
             f"opsctl-state:{STATE}",
             *(f"{_escaped(str(host))}:{_escaped(str(inside))}" for host, inside in folders.items()),
+            *(f"{_escaped(str(host))}:{_escaped(str(inside))}:ro" for host, inside in named_files(config).items()),
         ],
         "healthcheck": {
             "test": ["CMD", "opsctl", "run-scheduled", "--health", "--quiet", "--config", CONFIG],
@@ -51,7 +54,13 @@ def compose(config: "Config", *, image: str = IMAGE) -> str:
         service["environment"] = {name: f"${{{name}:?}}" for name in variables}
     service["environment"] = {**service.get("environment", {}), "OPSCTL_STATE_DIR": STATE}
     document = {"services": {"opsctl": service}, "volumes": {"opsctl-state": None}}
-    return _yaml([document], "A service that runs [schedule]: add it to the compose file.")
+    head = (
+        "A service that runs [schedule]: add it to the compose file.\n"
+        f"# Its user {USER} must be able to read the files that are mounted, and to write the folders."
+    )
+    if any(each.service for each in config.databases.values()):
+        head += "\n# Beside the database it needs no Docker: take service and tools out of [databases.NAME]."
+    return _yaml([document], head)
 
 
 def kubernetes(config: "Config", jobs: list[Job], *, image: str = IMAGE) -> str:
@@ -60,6 +69,7 @@ def kubernetes(config: "Config", jobs: list[Job], *, image: str = IMAGE) -> str:
         "The configuration and what is secret come from:\n"
         "#   kubectl create configmap opsctl --from-file=opsctl.toml\n"
         "#   kubectl create secret generic opsctl --from-env-file=.env\n"
+        f"{_files_secret(config)}"
         "# and a PersistentVolumeClaim opsctl keeps the state, and local repositories."
     )
     return _yaml([_cron_job(config, job, image) for job in jobs], head)
@@ -67,10 +77,15 @@ def kubernetes(config: "Config", jobs: list[Job], *, image: str = IMAGE) -> str:
 
 def _cron_job(config: "Config", job: Job, image: str) -> dict[str, Any]:
     words = ["cron", "run"] if job.jitter_seconds else []
-    volumes = [{"name": "state", "mountPath": STATE, "subPath": "state"}]
+    volumes: list[dict[str, Any]] = [{"name": "state", "mountPath": STATE, "subPath": "state"}]
     volumes += [
         {"name": "state", "mountPath": str(inside), "subPath": f"repositories{host}"}
         for host, inside in local_folders(config).items()
+    ]
+    files = named_files(config)
+    volumes += [
+        {"name": "files", "mountPath": str(inside), "subPath": host.name, "readOnly": True}
+        for host, inside in files.items()
     ]
     container = {
         "name": "opsctl",
@@ -104,6 +119,7 @@ def _cron_job(config: "Config", job: Job, image: str) -> dict[str, Any]:
         "volumes": [
             {"name": "config", "configMap": {"name": "opsctl"}},
             {"name": "state", "persistentVolumeClaim": {"claimName": "opsctl"}},
+            *([{"name": "files", "secret": {"secretName": FILES}}] if files else []),
             {"name": "tmp", "emptyDir": {}},
         ],
     }
@@ -126,6 +142,26 @@ def local_folders(config: "Config") -> dict[Path, Path]:
     here = {name: folder_of(config.repository_url(name)) for name in config.repositories}
     there = {name: folder_of(settings.url) for name, settings in config.repositories.items()}
     return {path: Path(CONFIG).parent / (there[name] or path) for name, path in here.items() if path}
+
+
+def named_files(config: "Config") -> dict[Path, Path]:
+    """The files here that the configuration names, and where it finds them in the container."""
+    bundles = [each.ca_bundle for each in config.repositories.values()]
+    bundles += [each.ca_bundle for each in config.http.values()] + [each.ca_bundle for each in config.tls.values()]
+    named = [
+        *(each.password_file for each in config.databases.values()),
+        *bundles,
+        config.encryption.identity_file,
+        config.signing.key_file,
+        config.runbook.path,
+    ]
+    return {(config.folder / path.expanduser()).absolute(): Path(CONFIG).parent / path for path in named if path}
+
+
+def _files_secret(config: "Config") -> str:
+    """The line that puts those files where Kubernetes takes them from."""
+    words = [f"--from-file={path}" for path in named_files(config)]
+    return f"#   kubectl create secret generic {FILES} {shlex.join(words)}\n" if words else ""
 
 
 def _escaped(text: str) -> str:

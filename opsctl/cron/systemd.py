@@ -18,6 +18,8 @@ from opsctl.schedule import SCHEDULED
 UNIT_FOLDER = Path("/etc/systemd/system")
 NAMES = tuple(f"opsctl-{command}.{kind}" for command in SCHEDULED for kind in ("service", "timer"))
 SECONDS = 30
+PRIVATE = ("/tmp", "/var/tmp")  # noqa: S108
+"""What PrivateTmp= replaces."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class SystemdPlace:
         standing, there = self.look(), self._read()
         if standing.state == "installed":
             return False
+        self._refuse_hidden()
         if not discard_edits:
             refuse_edits(standing)
         for name in self.wanted:
@@ -91,6 +94,15 @@ class SystemdPlace:
         self._take_away([name for name, text in self._read().items() if is_ours(text, self.source)])
         self._reload()
         return True
+
+    def _refuse_hidden(self) -> None:
+        """Raises Refused for what a unit would not find, or would write to where nobody finds it."""
+        for path in (Path(self.source), *self.folders):
+            if any(path.is_relative_to(private) for private in PRIVATE):
+                raise Refused(
+                    f"{path} is not seen by the units: they have a /tmp of their own.",
+                    hint="Put the configuration, the repositories and the state elsewhere.",
+                )
 
     def _make_folders(self) -> None:
         try:

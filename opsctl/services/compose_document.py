@@ -33,16 +33,20 @@ class _Reader:
             raise ConfigurationError(
                 f"{files[0]} includes or extends itself.", hint="`docker compose config` says what compose makes of it."
             )
+        inside = (*within, files[0])
         document: dict[str, Any] = {}
         for file in files:
-            document = merged(document, self._moved(_parsed(file), folder))
-        inside = (*within, files[0])
-        for each in _list(document.pop("include", None)):
-            document = merged(self._included(each, folder, inside), document)
-        services = document.get("services") or {}
+            document = merged(document, self._whole(self._moved(_parsed(file), folder), folder, inside))
+        return document
+
+    def _whole(self, document: dict[str, Any], folder: Path, within: tuple[Path, ...]) -> dict[str, Any]:
+        """One file with what it includes, and what its own services extend."""
+        services = document["services"]
         document["services"] = {
-            name: self._extended(service, services, folder, inside) for name, service in services.items()
+            name: self._extended(service, services, folder, within) for name, service in services.items()
         }
+        for each in _list(document.pop("include", None)):
+            document = merged(self._included(each, folder, within), document)
         return document
 
     def _included(self, entry: Any, folder: Path, within: tuple[Path, ...]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,14 @@ def _mirror() -> str:
 
 def build_opsctl(engine: Any, kept: Path, work: Path) -> None:
     """The image ``opsctl``. The base, and the wheels, are in ``kept`` from the first run on."""
-    base = kept / f"{BASE}.tar"
-    if not base.exists():
-        partial = base.with_suffix(".partial.tar")
-        _run(["mmdebstrap", "--variant=minbase", "--quiet", BASE, partial, _mirror()])
-        partial.rename(base)
-    with base.open("rb") as file:
+    with ThreadPoolExecutor() as pool:  # the one waits for the network while the other unpacks
+        wheels, base = pool.submit(_wheels, kept), pool.submit(_base, kept)
+    with base.result().open("rb") as file:
         _run(["docker", "import", "-", f"debian:{BASE}-slim"], env=engine.environment, stdin=file)
     for name in CONTEXT:
         shutil.copy(ROOT / name, work)
     shutil.copytree(ROOT / "opsctl", work / "opsctl", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(_wheels(kept), work / "wheels")
+    shutil.copytree(wheels.result(), work / "wheels")
     # Where its own network cannot be had: this host's, and wheels that lie there.
     _run(
         [
@@ -86,6 +84,16 @@ def build_opsctl(engine: Any, kept: Path, work: Path) -> None:
         env={**engine.environment, "DOCKER_BUILDKIT": "0"},
         cwd=work,
     )
+
+
+def _base(kept: Path) -> Path:
+    """Debian as an archive: made of this machine's packages."""
+    base = kept / f"{BASE}.tar"
+    if not base.exists():
+        partial = base.with_suffix(".partial.tar")
+        _run(["mmdebstrap", "--variant=minbase", "--quiet", BASE, partial, _mirror()])
+        partial.rename(base)
+    return base
 
 
 def _wheels(kept: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.soak, pytest.mark.xdist_group("install"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("install"), pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 BESIDE = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.soak]
+pytestmark = pytest.mark.acceptance
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "docs/pictures"

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.soak, pytest.mark.xdist_group("docker"), pytest.mark.timeout(1800)]
+# An engine of its own: the others' tests need not wait for the image.
+pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("stack"), pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 

@@ -79,10 +79,12 @@ def test_what_cannot_be_done_is_said(run_opsctl, crontab):
     """No crontab program, no schedule, no such command: one line, a hint, and the code of a configuration."""
     nowhere = run_opsctl("cron", "install", "--json", env={"PATH": "/nowhere"})
     unknown = run_opsctl("cron", "run", "drill", "--json")
+    hidden = run_opsctl("cron", "install", "--systemd", "--json")
     (run_opsctl.work / "opsctl.toml").write_text("")
     nothing = run_opsctl("cron", "show", "--json")
 
     assert (nowhere.returncode, "apt-get install cron" in nowhere.json["error"]["hint"]) == (10, True)
+    assert (hidden.returncode, "of their own" in hidden.json["error"]["message"]) == (16, True)
     assert (unknown.returncode, "backup, doctor" in unknown.json["error"]["hint"]) == (2, True)
     assert (nothing.returncode, "[schedule]" in nothing.json["error"]["message"]) == (10, True)
 
