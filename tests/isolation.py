@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 
 CALLERS_VARIABLES = ("PG", "AWS_", "OPSCTL_", "SENTRY_", "DATABASE_URL", "DOCKER_", "COMPOSE_")
 """Prefixes of what a developer's shell may hold and no test may see."""
+
+
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a test starts would inherit it
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -73,8 +73,9 @@ def remove_remains(folder: Path) -> None:
         _kill_server(home / "data")
         with suppress(FileNotFoundError):
             shutil.rmtree(_distant_sockets(home))
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
+    while folder.exists():
+        with suppress(FileNotFoundError):  # a server that is still ending removes files, too
+            shutil.rmtree(folder)
 
 
 def _kill_server(data: Path) -> None:
