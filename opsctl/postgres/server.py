@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MAINTENANCE_DATABASES = ("postgres", "template1")
 SECRET_PARAMETERS = ("password", "sslpassword", "oauth_client_secret")
 
+PATIENCE = 20
+"""How often a statement is tried again that a timeout has ended before the timeouts are lifted."""
+
 NO_TIMEOUTS = (
     ("statement_timeout", 0),
     ("lock_timeout", 0),
@@ -303,7 +306,8 @@ def list_databases(server: Server) -> list[str]:
 
 def _prepare(connection: "Connection") -> None:
     """Make the session ours; before anything is set, make sure that it is a session and not a pooler's."""
-    if one(connection, "select pg_backend_pid()")[0] != connection.info.backend_pid:
+    (pid,) = _patiently(connection, "select pg_backend_pid()").fetchone() or (None,)
+    if pid != connection.info.backend_pid:
         raise Refused(
             "A connection pooler (PgBouncer or the like) stands between opsctl and the server: settings and locks"
             " would reach other clients' sessions.",
@@ -315,7 +319,17 @@ def _prepare(connection: "Connection") -> None:
         connection.execute("set client_encoding = 'SQL_ASCII'")  # else the server insists on valid UTF-8
     version = connection.info.server_version
     settings = [f"set {name} = 0" for name, since in NO_TIMEOUTS if version >= since]
-    connection.execute("; ".join(["set search_path = pg_catalog", *settings]))
+    _patiently(connection, "; ".join(["set search_path = pg_catalog", *settings]))
+
+
+def _patiently(connection: "Connection", statement: str) -> "psycopg.Cursor[tuple[Any, ...]]":
+    """Run what comes before the timeouts are lifted: on a busy machine a short one of the login may end even that."""
+    from psycopg.errors import QueryCanceled
+
+    for _ in range(PATIENCE):
+        with suppress(QueryCanceled):
+            return connection.execute(statement)
+    return connection.execute(statement)
 
 
 @cache
