@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from servers import throwaway_server
+from waiting import wait_for
 
 from opsctl.errors import ConfigurationError
 from opsctl.postgres.tools import Tools
@@ -31,13 +32,6 @@ def write_programs(folder, binaries, **bodies):
         )
         script.chmod(0o755)
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
-
-
-def wait_for(condition, what, *, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.02)
 
 
 def processes_of(run_opsctl):
@@ -74,7 +68,7 @@ def assert_failed(run, exit_code, *words):
 
 def assert_nothing_left(run_opsctl, backups=0):
     """No process, no half-written folder, and as many backups as before."""
-    wait_for(lambda: not processes_of(run_opsctl), "every process has ended", seconds=10)
+    wait_for(lambda: not processes_of(run_opsctl), "every process has ended")
     assert not list(run_opsctl.work.rglob("*.partial"))
     manifests = list(run_opsctl.work.rglob("manifest.json"))
     assert len(manifests) == backups, manifests

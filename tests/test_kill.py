@@ -5,18 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 KILLS = 6
 """The acceptance run kills a restore 100 times."""
 ROWS = 60_000
 CONTENT = "select count(*), sum(hashtextextended(t::text, 0)::numeric) from items t"
-
-
-def wait_for(condition, what, *, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.02)
 
 
 def processes_of(run_opsctl):
@@ -61,7 +55,7 @@ def killed_after(run_opsctl, seconds, *arguments, url):
     stdout, stderr = process.communicate(timeout=30)
     if ended:
         assert process.returncode == 0, (stdout, stderr)
-    wait_for(lambda: not processes_of(run_opsctl), "pg_dump or pg_restore is gone", seconds=10)
+    wait_for(lambda: not processes_of(run_opsctl), "pg_dump or pg_restore is gone")
     return ended
 
 

@@ -8,15 +8,9 @@ import threading
 import time
 
 import pytest
+from waiting import wait_for
 
 CONTENT = "select count(*), sum(hashtextextended(t::text, 0)::numeric) from only {} t"
-
-
-def wait_for(condition, what, *, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture

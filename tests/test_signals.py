@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 OTHERS = [pytest.param(number, marks=pytest.mark.acceptance) for number in EXIT_CODES if number != signal.SIGTERM]
@@ -26,13 +27,6 @@ def write_programs(folder, binaries, **bodies):
         script.write_text(f'#!/bin/bash\nreal={real}\n[ "$1" = --version ] && exec "$real" --version\n{body}\n')
         script.chmod(0o755)
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
-
-
-def wait_for(condition, what, *, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.02)
 
 
 def children_of(run_opsctl):
@@ -87,7 +81,7 @@ def test_backup_is_interrupted_in_the_dump(run_opsctl, saas, binaries, tmp_path,
     assert_ended(process, number)
     assert children_of(run_opsctl) == []
     assert not [path for path in run_opsctl.work.rglob("*") if path.suffix in {".partial", ".zst", ".json"}]
-    wait_for(lambda: sessions_of(saas) == 0, "the server has noticed", seconds=5)
+    wait_for(lambda: sessions_of(saas) == 0, "the server has noticed")
     assert run_opsctl("backup", url=saas.url).returncode == 0
 
 
@@ -101,7 +95,7 @@ def test_backup_is_interrupted_while_it_waits_for_a_lock(run_opsctl, saas, numbe
         wait_for(lambda: saas.execute(query, saas.name) == [(1,)], "the backup waits")
         process.send_signal(number)
         assert_ended(process, number)
-        wait_for(lambda: saas.execute(query, saas.name) == [(0,)], "nothing waits", seconds=5)
+        wait_for(lambda: saas.execute(query, saas.name) == [(0,)], "nothing waits")
     assert not list(run_opsctl.work.rglob("*.partial"))
 
 

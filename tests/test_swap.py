@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import psycopg  # noqa: TID253
 import pytest
 from servers import throwaway_server
+from waiting import wait_for
 
 pytestmark = pytest.mark.end_to_end
 
@@ -24,13 +25,6 @@ def cluster(binaries):
     """A server of this file's own, which knows prepared transactions."""
     with throwaway_server(binaries, settings={"max_prepared_transactions": "4"}) as running:
         yield running
-
-
-def wait_for(condition, what, *, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.01)
 
 
 def configure(run_opsctl, database, user="postgres", **settings):

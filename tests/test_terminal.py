@@ -24,7 +24,7 @@ class Terminal:
             os.close(slave)
         self.shown = ""
 
-    def wait_for(self, text, seconds=30):
+    def wait_for(self, text, seconds=120):
         deadline = time.monotonic() + seconds
         while text not in self.shown:
             left = deadline - time.monotonic()

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import pytest
 from servers import throwaway_server
+from waiting import wait_for
 
 import opsctl
 from opsctl.postgres.processes import die_with_parent
@@ -38,14 +39,6 @@ REFUSING = "postgresql://me@127.0.0.1:1/app"
 STALL_SECONDS = 2
 SLACK_SECONDS = 3
 """For a busy machine. A run that waited for the server's answer would take ten seconds longer."""
-
-
-def wait_for(condition, what, *, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.1)
-    return found
 
 
 @dataclass

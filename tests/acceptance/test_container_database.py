@@ -2,24 +2,16 @@
 
 import os
 import signal
-import time
 from contextlib import contextmanager
 
 import psycopg  # noqa: TID253
 import pytest
+from waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("docker")]
 
 PASSWORD = "hun:t\\er' 22"
 FORGED = "#!/bin/sh\n[ \"$1\" = --version ] && echo 'pg_dump (PostgreSQL) 15.18' && exit 0\nexit 9\n"
-
-
-def wait_for(condition, what, *, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.05)
-    return found
 
 
 class Server:

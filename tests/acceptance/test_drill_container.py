@@ -1,11 +1,11 @@
 """Drills in a container: what they prove, how they are shut in, and that nothing of them stays, also after kill -9."""
 
 import json
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from opsctl.drill import Drills
 from opsctl.drill_container import InContainer
@@ -22,14 +22,6 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("docker")]
 
 IMAGE = "local/postgres:15"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_MESSAGES": "C"}
-
-
-def wait_for(condition, what, *, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture

@@ -12,18 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.soak, pytest.mark.end_to_end]
 
 KILLS = {"opsctl": 20, "pg_dump": 6}
 SEED = 20261124
-
-
-def wait_for(condition, what, *, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -211,7 +205,11 @@ def test_killed_at_random_points(run_opsctl, configure, database, victim):
                 process.wait(chance.uniform(0.3, 1) * duration)
             process.kill()
         else:
-            wait_for(lambda: processes_of(run_opsctl, b"--format=directory") or process.poll() is not None, "it dumps")  # noqa: B023
+            wait_for(
+                lambda: processes_of(run_opsctl, b"--format=directory") or process.poll() is not None,  # noqa: B023
+                "it dumps",
+                every=0.002,
+            )
             time.sleep(chance.uniform(0, 0.2))
             for pid in chance.sample(found := processes_of(run_opsctl, b"--format=directory"), min(1, len(found))):
                 with suppress(ProcessLookupError):
@@ -249,7 +247,7 @@ def test_killed_restore_of_several_sessions(run_opsctl, configure, database):
     left = 0
     for number in range(6):
         process = run_opsctl.start("restore", "latest", "--yes", database.name, "--jobs", "2")
-        wait_for(lambda: staged(spool) or process.poll() is not None, "it unpacks")  # noqa: B023
+        wait_for(lambda: staged(spool) or process.poll() is not None, "it unpacks", every=0.002)  # noqa: B023
         time.sleep(0.1 * number)
         process.kill()
         process.communicate(timeout=60)

@@ -14,19 +14,13 @@ from pathlib import Path
 import psycopg  # noqa: TID253
 import pytest
 from servers import throwaway_server
+from waiting import wait_for
 
 from opsctl.postgres.processes import die_with_parent
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
 CLIENTS = 8
-
-
-def wait_for(condition, what, *, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

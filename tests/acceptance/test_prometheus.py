@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 import urllib.request
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
@@ -36,14 +36,6 @@ ALERTMANAGER = """\
 route: {{receiver: test, group_wait: 0s, group_interval: 1s, group_by: ["..."]}}
 receivers: [{{name: test, webhook_configs: [{{url: "http://127.0.0.1:{receiver}/"}}]}}]
 """
-
-
-def wait_for(condition, what, *, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.2)
-    return found
 
 
 def free_ports(count):

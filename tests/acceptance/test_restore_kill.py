@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg  # noqa: TID253
 import pytest
 from servers import throwaway_server
+from waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.end_to_end]
 
@@ -31,13 +32,6 @@ def cluster(binaries):
     """A server that may be killed."""
     with throwaway_server(binaries) as running:
         yield running
-
-
-def wait_for(condition, what, *, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.01)
 
 
 def version_of(rows):
@@ -132,7 +126,7 @@ def test_killed_at_random_points(run_opsctl, versioned, cluster, databases_like,
         process = restore(run_opsctl)
         begun = 0.2 * duration
         if victim == "pg_restore":
-            wait_for(lambda: loading(run_opsctl) or process.poll() is not None, "the load begins")  # noqa: B023
+            wait_for(lambda: loading(run_opsctl) or process.poll() is not None, "the load begins", every=0.01)  # noqa: B023
             begun = 0
         with suppress(subprocess.TimeoutExpired):
             process.wait(begun + chance.uniform(0, 0.1 if victim == "pg_restore" else 0.8 * duration))
@@ -209,7 +203,7 @@ def test_killed_in_the_swap_under_clients(run_opsctl, versioned, cluster, databa
             to_version_2(versioned)
             marker.unlink(missing_ok=True)
             process = restore(run_opsctl)
-            wait_for(lambda: marker.exists() or process.poll() is not None, "the swap begins")  # noqa: B023
+            wait_for(lambda: marker.exists() or process.poll() is not None, "the swap begins", every=0.01)  # noqa: B023
             time.sleep(chance.uniform(0, 0.7))
             hit("server" if number % 4 == 3 else "opsctl", process, run_opsctl, cluster)
             rounds = clients.rounds

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("docker")]
 
@@ -42,14 +43,6 @@ BOT = """#!/bin/sh
 [ -e /bot/leak ] && x=leak && while true; do x=$x$x; done
 while true; do sleep 0.2; done
 """
-
-
-def wait_for(condition, what, *, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.1)
-    return found
 
 
 class Stack:

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from waiting import wait_for
 
 from opsctl.errors import ServiceFailed
 from opsctl.services import Selector
@@ -46,14 +47,6 @@ services:
     tty: true
     command: sh -c 'echo first; echo second >&2; sleep 1000'
 """
-
-
-def wait_for(condition, what, *, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture(scope="module")

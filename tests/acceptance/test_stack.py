@@ -6,12 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 # An engine of its own: the others' tests need not wait for the image.
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("stack"), pytest.mark.timeout(1800)]
@@ -24,14 +24,6 @@ def _images():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def wait_for(condition, what, *, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.3)
-    return found
 
 
 def free_ports(*names):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from opsctl.checks.check import CheckResult
 from opsctl.errors import OpsctlError
@@ -353,7 +354,7 @@ def test_a_program_that_does_not_end_is_killed_with_everything_it_started(tmp_pa
     assert (done.ending, done.output) == ("timed_out", "begun\n")
     assert "did not end within 1 s and was killed" in done.message
     for pid in map(int, pids.read_text().split()):
-        _wait_for(lambda pid=pid: not _lives(pid))
+        wait_for(lambda pid=pid: not _lives(pid), "the child has ended")
 
 
 def _lives(pid):
@@ -401,17 +402,10 @@ def test_a_program_dies_with_opsctl(tmp_path):
         " environment=dict(os.environ))"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2]) as parent:
-        _wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it has begun")
         parent.kill()
     pid = int((tmp_path / "pid").read_text())
-    _wait_for(lambda: not _lives(pid))
-
-
-def _wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not _lives(pid), "the child has ended")
 
 
 def test_no_step_runs_when_the_timeline_cannot_be_written(given):
