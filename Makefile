@@ -71,7 +71,7 @@ down: ## end it; its data stays
 acceptance: setup services ## what needs root and apt, or takes minutes; as root it installs the services from Debian
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'acceptance and not soak' --require-services --no-header -q -rP
 
-soak: setup services ## what takes longest: kills by the dozen, every kind of dump
+soak: setup services ## what takes longest: hundreds of hidden flips in what several sessions dumped
 	$(BIN)/python -m pytest -n $(WORKERS) -m soak --require-services --no-header -q -rP
 
 services:

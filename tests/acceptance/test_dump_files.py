@@ -15,7 +15,7 @@ from opsctl.dumps.file import recognise
 from opsctl.errors import BackupDamaged
 from opsctl.postgres.tools import Tools
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.soak, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
 RICH_SQL = Path(__file__).parents[1] / "rich_schema.sql"
 MAJORS = (15, 16, 18)
