@@ -1,7 +1,7 @@
 """Measure opsctl and its peers beside it: `make bench`, `make bench-quick`.
 
-Every round runs each command once, so that a busy moment of the machine falls on all of them. Nothing is asserted: times
-depend on the machine. Everything that was made is removed at the end, also of a run that is interrupted; only --keep
+Every round runs each command once, so that a busy moment of the machine falls on all of them. Nothing is asserted:
+times depend on the machine. Everything that was made is removed at the end, also of a run that is interrupted; only --keep
 has the databases stay for the next run.
 """
 
@@ -178,7 +178,7 @@ def _machine() -> str:
             model = line.partition(":")[2].strip()
             break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return f"{os.cpu_count()} × {model}, {memory:.0f} GiB of memory, Python {sys.version.split()[0]}"
+    return f"{os.cpu_count()} processors ({model}), {memory:.0f} GiB of memory, Python {sys.version.split()[0]}"
 
 
 def _say(text: str) -> None:
