@@ -34,6 +34,7 @@ SETTINGS = {
     "shared_buffers": "512MB",
     "maintenance_work_mem": "256MB",
     "max_locks_per_transaction": "512",
+    "autovacuum": "off",  # it would be at work in one round and not in another
 }
 
 
