@@ -9,11 +9,13 @@ SERVICES := postgresql cron systemd pgbouncer radosgw ceph-mon ceph-osd ceph-mgr
 	prometheus prometheus-node-exporter prometheus-pushgateway prometheus-alertmanager chromium chromium-driver \
 	zsh fish mandoc man-db mmdebstrap
 
+PEERS := zstd restic borgbackup borgmatic pgbackrest barman
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types fmt pages docs bench build image up down acceptance soak services clean
+.PHONY: help setup demo test lint types fmt pages docs bench bench-quick build image up down acceptance soak services peers clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make the virtual environment and install everything into it
 
@@ -51,8 +53,11 @@ docs: pages ## the site: generated pages, pictures of real runs, every link chec
 	$(BIN)/python docs/pictures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: setup ## measure a backup against pg_dump alone
-	$(BIN)/python bench/run.py
+bench: setup peers ## measure opsctl beside its peers, into docs/benchmarks.md: an hour; as root it installs them
+	$(BIN)/python -m bench
+
+bench-quick: setup ## the same, small, in under a minute; prints and keeps nothing
+	@$(BIN)/python -m bench --quick
 
 build: setup ## wheel and sdist
 	$(BIN)/python -m build --quiet
@@ -74,9 +79,11 @@ acceptance: setup services ## what needs root and apt, or takes minutes; as root
 soak: setup services ## what takes longest: hundreds of hidden flips in what several sessions dumped
 	$(BIN)/python -m pytest -n $(WORKERS) -m soak --require-services --no-header -q -rP
 
-services:
+services: WANTED = $(SERVICES)
+peers: WANTED = $(PEERS)
+services peers:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		export DEBIAN_FRONTEND=noninteractive; install="apt-get install -y --no-install-recommends -qq $(SERVICES)"; \
+		export DEBIAN_FRONTEND=noninteractive; install="apt-get install -y --no-install-recommends -qq $(WANTED)"; \
 		$$install || { apt-get update -qq && $$install; }; \
 	fi
 

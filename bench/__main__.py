@@ -1,8 +1,8 @@
 """Measure opsctl and its peers beside it: `make bench`, `make bench-quick`.
 
-Every round runs each command once, so that a busy moment of the machine falls on all of them. Nothing is asserted: times
-depend on the machine. Everything that was made is removed at the end, also of a run that is interrupted; only --keep
-has the databases stay for the next run.
+Every round runs each command once, so that a busy moment of the machine falls on all of them. Nothing is asserted:
+times depend on the machine. Everything that was made is removed at the end, also of a run that is interrupted; only
+--keep has the databases stay for the next run.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,9 @@ QUICK = {"sizes": "0.03", "tables": 0, "rounds": 2, "backups": 1_000, "page": Fa
 
 def main() -> None:
     options = _options()
+    if options.write:
+        _write(report.parsed(report.RESULTS.read_text()))
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the contexts below: nothing is left
     binaries = choose_binaries()
     compileall.compile_dir(ROOT / "opsctl", quiet=2)  # as pip does when it installs
@@ -45,10 +48,14 @@ def main() -> None:
         found = _measured(data, options, binaries, is_first=number == 0)
         if options.page:
             before = report.merged(before, found)
-            report.RESULTS.write_text(report.dumped(before))
-            report.PAGE.write_text(report.page(before, report.NOTES.read_text()))
+            _write(before)
         else:
             print(report.page([found], ""))
+
+
+def _write(results: Sequence[Results]) -> None:
+    report.RESULTS.write_text(report.dumped(results))
+    report.PAGE.write_text(report.page(results, report.NOTES.read_text()))
 
 
 def _options() -> argparse.Namespace:
@@ -64,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="keep the databases in this folder, and use those that are there")
     parser.add_argument("--fill", action="store_true", help="only make the databases that --keep keeps")
     parser.add_argument("--print", dest="page", action="store_false", help="print, and leave docs/benchmarks.md alone")
+    parser.add_argument("--write", action="store_true", help="measure nothing; write the page anew")
     parser.add_argument("--quick", action="store_true", help="everything once or twice, small, in under a minute")
     options = parser.parse_args()
     if options.quick:
@@ -178,7 +186,7 @@ def _machine() -> str:
             model = line.partition(":")[2].strip()
             break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return f"{os.cpu_count()} × {model}, {memory:.0f} GiB of memory, Python {sys.version.split()[0]}"
+    return f"{os.cpu_count()} processors ({model}), {memory:.0f} GiB of memory, Python {sys.version.split()[0]}"
 
 
 def _say(text: str) -> None:

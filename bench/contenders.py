@@ -111,7 +111,7 @@ def _opsctl_backups(place: Workplace) -> Iterator[Contender]:
 def _dumps(place: Workplace) -> Iterator[Contender]:
     folder, dump = place.folder, [place.program("pg_dump"), "--dbname", place.url]
     custom, directory = folder / "custom.dump", folder / "directory"
-    yield Contender("pg_dump -Fc -Z0 > /dev/null", [*dump, "-Fc", "-Z0", "--file", "/dev/null"])
+    yield Contender("pg_dump -Fc -Z0 > /dev/null", [*dump, "-Fc", "-Z0"], discards=True)
     yield Contender("pg_dump -Fc", [*dump, "-Fc", "--file", str(custom)], output=custom)
     yield Contender("pg_dump -Fc -Z1", [*dump, "-Fc", "-Z1", "--file", str(custom)], output=custom)
     parallel = [*dump, "-Fd", f"-j{place.jobs}", "--file", str(directory)]
@@ -207,7 +207,7 @@ def _of_the_cluster(place: Workplace) -> Iterator[Contender]:
         prepare=[
             _shell(f"mkdir -p {shlex.quote(str(incoming))}; chmod -R 777 {shlex.quote(str(home))}"),
             [*psql, "-c", archive, "-c", "select pg_reload_conf()", "-c", "select pg_switch_wal()"],
-            _shell(f"for i in $(seq 100); do ls {shlex.quote(str(incoming))} | grep -q . && exit; sleep 0.1; done"),
+            _shell(f"until [ -s {shlex.quote(str(incoming))}/*[0-9A-F] ]; do sleep 0.1; done; sleep 1"),
             ["barman", "--quiet", "--config", config, "archive-wal", "bench"],
         ],
         clean=[[*psql, "-c", "alter system reset archive_command", "-c", "select pg_reload_conf()"]],
@@ -243,7 +243,8 @@ def restores(place: Workplace) -> Iterator[Contender]:
     psql = [place.program("psql"), "--quiet", "--no-psqlrc", "--output=/dev/null", place.cluster.url()]
     create, drop = [[*psql, "-c", f"create database {target}"]], [[*psql, "-c", f"drop database if exists {target}"]]
     into = ["restore", "latest", "--into", target, "--accept-unknown-disk", "--quiet"]
-    yield Contender("opsctl restore", _called(template, *into), clean=drop)
+    for jobs in ("", " --jobs 1", " --jobs 2", " --jobs 4"):
+        yield Contender(f"opsctl restore{jobs}", _called(template, *into, *jobs.split()), clean=drop)
     for jobs in (1, 2, 4):
         command = [place.program("pg_restore"), "--exit-on-error", f"-j{jobs}", "--dbname", url, str(archive)]
         yield Contender(f"pg_restore -j{jobs}", command, prepare=create, clean=drop)

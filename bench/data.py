@@ -5,15 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from opsctl.postgres.cluster import Cluster
-from opsctl.postgres.server import Connection, Server, one
+from opsctl.postgres.server import Server, one
 
 ROOT = Path(__file__).parents[1]
 DATABASE = "bench"
 GIB = 1 << 30
 ROWS_A_BATCH = 50_000
 LARGE_TABLES = 4
+
+Session = Any
+"""An open connection to a database."""
 
 WORDS = """account add after again amount answer before bot build call cancel card chat check client close company
 confirm create customer date delivery discount email error event export file first group help hour import invoice item
@@ -68,7 +72,7 @@ class DataSet:
     """A database to measure with; ``fill`` makes it. Its ``name`` is what the report calls it."""
 
     name: str
-    fill: Callable[[Connection], None]
+    fill: Callable[[Session], None]
     needed_bytes: int
     """Room for the server, the copies that are made of it, and the largest of its dumps."""
 
@@ -96,7 +100,7 @@ class DataSet:
 def events(gib: float) -> DataSet:
     """A few large tables, ``gib`` GiB with their indexes."""
 
-    def fill(connection: Connection) -> None:
+    def fill(connection: Session) -> None:
         names = [f"events_{number}" for number in range(LARGE_TABLES)]
         for name in names:
             connection.execute(SCHEMA.format(table=name))
@@ -111,7 +115,7 @@ def events(gib: float) -> DataSet:
 def tenants(tables: int) -> DataSet:
     """Many small tables, of 20 rows each."""
 
-    def fill(connection: Connection) -> None:
+    def fill(connection: Session) -> None:
         for number in range(tables):
             connection.execute(TENANT.format(number=number))
 
@@ -121,6 +125,6 @@ def tenants(tables: int) -> DataSet:
 def fill_repository(folder: Path, backups: int) -> None:
     """A configuration, and a repository with many backups beside it, by the records of the tests."""
     sys.path.insert(0, str(ROOT / "tests" / "web"))
-    import story
+    import story  # type: ignore[import-not-found]
 
     story.fill(folder, backups=backups, runs=0)

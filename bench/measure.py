@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from opsctl.postgres.processes import die_with_parent
 
@@ -42,6 +42,8 @@ class Contender:
     says: Mapping[str, str] = field(default_factory=dict)
     needs: str | None = None
     """A program that has to be installed for it."""
+    discards: bool = False
+    """Whether what it prints goes nowhere."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def measure(contender: Contender, environment: Mapping[str, str], folder: Path) 
 
 def _measured(contender: Contender, environment: Mapping[str, str], folder: Path) -> Sample:
     started = time.perf_counter()
-    with (folder / "stdout").open("w+b") as stdout, (folder / "stderr").open("w+b") as stderr:
+    output = Path(os.devnull) if contender.discards else folder / "stdout"
+    with output.open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
         process = _start(contender.command, environment, folder, stdout, stderr)
         with _ended(process), _Memory(process.pid) as memory:
             _, status, usage = os.wait4(process.pid, 0)
@@ -179,7 +182,7 @@ class _Memory:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self) -> "_Memory":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -194,18 +197,22 @@ class _Memory:
             self.tree_bytes = max(self.tree_bytes, sum(size for _, size in held))
 
 
-def _tree(pid: int) -> Iterator[int]:
-    yield pid
+def _tree(pid: int, above: bytes = b"") -> Iterator[int]:
+    """The process and those below it, but for what is a copy of its parent still: it is about to become a program."""
     with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if words == above:
+            return
+        yield pid
         for task in os.scandir(f"/proc/{pid}/task"):
             with suppress(OSError):
                 for child in Path(task.path, "children").read_text().split():
-                    yield from _tree(int(child))
+                    yield from _tree(int(child), words)
 
 
 def _is_python(pid: int) -> bool:
     try:
-        return "python" in os.readlink(f"/proc/{pid}/exe")
+        return "python" in Path(f"/proc/{pid}/exe").readlink().name
     except OSError:
         return False
 

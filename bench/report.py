@@ -18,6 +18,13 @@ BASES = (LIMIT, "pg_restore -j1", HELLO)
 """What the ratios of a table are of: the first of these that is in it."""
 
 
+INTRODUCTION = """\
+Made by `make bench`, which anybody can run: it brings its own data, starts its own servers, and lets opsctl and its
+peers take turns, round after round. A ratio is of two runs of the same round; given are the median and, in parentheses,
+the least and the most. The server's own work is in the seconds, not in the processor's seconds. Memory is the most that
+all processes of a command had at one time, and the Python ones among them."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Contenders that took turns, round by round: their samples by their names, in the order of the rounds."""
@@ -60,7 +67,7 @@ class Spread:
     def text(self, digits: int = 2) -> str:
         if self.least == self.most:
             return f"{self.median:.{digits}f}"
-        return f"{self.median:.{digits}f} ({self.least:.{digits}f}–{self.most:.{digits}f})"
+        return f"{self.median:.{digits}f} ({self.least:.{digits}f} to {self.most:.{digits}f})"
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -110,10 +117,7 @@ def page(all_results: Sequence[Results], notes: str) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `make bench`, which anybody can run: it brings its own data, starts its own servers, and lets opsctl and",
-        "its peers take turns, round after round. A ratio is of two runs of the same round; given are the median and, in",
-        "parentheses, the least and the most. The server's own work is in the seconds, not in the processor's seconds.",
-        "Memory is the most that all processes of a command had at one time, and the Python ones among them.",
+        INTRODUCTION,
         "",
         notes.strip(),
         "",

@@ -34,6 +34,7 @@ SETTINGS = {
     "shared_buffers": "512MB",
     "maintenance_work_mem": "256MB",
     "max_locks_per_transaction": "512",
+    "autovacuum": "off",  # it would be at work in one round and not in another
 }
 
 
@@ -89,8 +90,9 @@ def s3_service(folder: Path) -> Iterator[S3 | None]:
         port = int(probe.getsockname()[1])
     bucket = folder / "s3" / "bench"
     bucket.mkdir(parents=True)
+    serve = [program, "serve", "s3", "--auth-key", f"{key},{secret}", "--addr", f"127.0.0.1:{port}"]
     process = subprocess.Popen(
-        [program, "serve", "s3", "--auth-key", f"{key},{secret}", "--addr", f"127.0.0.1:{port}", bucket.parent],
+        [*serve, "--dir-cache-time", "0s", bucket.parent],  # the folder is emptied behind its back
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,5 +1,6 @@
 """Restore: plan → staging database → checked → swapped in one transaction."""
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,12 @@ SPOOLED = {
     "doing": "a restore with several jobs, or of a signed backup,",
     "hint": "Set staging_path in [state] to a larger disk; --jobs 1 streams what needs no signature.",
 }
+
+
+LARGE_BYTES = 64 << 20
+"""From this size on several sessions load a dump, where nobody says how many."""
+
+MOST_JOBS = 4
 
 
 @dataclass(frozen=True)
@@ -233,7 +240,7 @@ class Restore:
                 properties = replace(plan.properties, acl=None) if self.options.no_privileges else plan.properties
                 privileges = grants(connection, staging, properties)
                 refused = apply_properties(connection, staging, properties, rehearse=True)
-                self._load(staging, advance, [])
+                self._load(staging, advance, [], jobs=self._jobs)
                 evidence, unanalyzed = self._check(staging)
                 apply_properties(connection, staging, properties)
                 swap = Swap(self.database, staging, plan.previous_database, privileges)
@@ -274,7 +281,25 @@ class Restore:
         record_swap(self.state_path, self.server, oid, backup_id=self.manifest.id, at=clock(), counters=counters)
         return swap_with_hooks(self.server, swap, self.swap_settings, self.tools)
 
-    def _load(self, database: str, advance: Advance, flags: list[str]) -> None:
+    @property
+    def _jobs(self) -> int:
+        """How many sessions load. Where nobody said, several for a large dump into a server on this host.
+
+        They read the plain dump from a file: not where there is no room for it beside what is restored, and not where
+        the dump is encrypted so that it lies nowhere in plain text. Of another host's processors nothing is known.
+        """
+        if self.options.jobs:
+            return self.options.jobs
+        dump, pays = self.manifest.dump, self.manifest.dump.bytes >= LARGE_BYTES
+        if self._is_script or dump.is_encrypted or not (pays and self.server.is_here and self.tools.reads_files):
+            return 1
+        try:
+            self._staging.require_room(dump.bytes + (self.manifest.database_bytes or 2 * dump.bytes), **SPOOLED)
+        except (ConfigurationError, Refused):
+            return 1
+        return min(MOST_JOBS, os.cpu_count() or 1)
+
+    def _load(self, database: str, advance: Advance, flags: list[str], *, jobs: int = 1) -> None:
         if self._is_script:
             self._run_script(database, advance)
             return
@@ -295,12 +320,12 @@ class Restore:
                 chunks = framed(chunks)
             use_list = self.part.use_list if self.part else None
             load_into = partial(
-                self.tools.restore, binaries, self.server, database, flags=flags, jobs=options.jobs, use_list=use_list
+                self.tools.restore, binaries, self.server, database, flags=flags, jobs=jobs, use_list=use_list
             )
-            if not self._must_spool:
+            if jobs == 1 and not self._must_spool:
                 with load_into() as child:
                     _feed(child, chunks)
-            elif self.manifest.format == "directory" and (options.jobs > 1 or self._is_reordered):
+            elif self.manifest.format == "directory" and (jobs > 1 or self._is_reordered):
                 with self._staging.folder(self.manifest.dump.bytes, **SPOOLED) as folder:
                     unpack(chunks, folder.path)
                     with load_into(folder=folder) as child:

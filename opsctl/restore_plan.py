@@ -40,6 +40,7 @@ class RestoreOptions:
     """Sort and classify text as C does, because the server lacks the backup's locale."""
     role: str | None = None
     jobs: int = 1
+    """0: as many as pay."""
     accept_unknown_disk: bool = False
     data_only: bool = False
     """Fill empty tables of a database that exists."""

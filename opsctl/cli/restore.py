@@ -47,7 +47,10 @@ PlanOption = Annotated[
 UndoOption = Annotated[bool, typer.Option("--undo", help="Put back the database the last restore replaced.")]
 ForgetOption = Annotated[bool, typer.Option("--forget-previous", help="Drop the databases that restores replaced.")]
 JobsOption = Annotated[
-    int, typer.Option("--jobs", "-j", min=1, max=64, help="Load with several sessions, from a temporary file.")
+    int | None,
+    typer.Option(
+        "--jobs", "-j", min=1, max=64, help="Load with so many sessions, several from a temporary file; else as pays."
+    ),
 ]
 YesOption = Annotated[
     str | None, typer.Option("--yes", metavar="DATABASE", help="Confirm by naming the database that is replaced.")
@@ -107,7 +110,7 @@ def restore(
     no_owner: NoOwnerOption = False,
     no_privileges: NoPrivilegesOption = False,
     role: RoleOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = None,
     accept_unknown_disk: AcceptDiskOption = False,
     yes: YesOption = None,
 ) -> Outcome:
@@ -150,7 +153,7 @@ def restore(
         no_owner=no_owner,
         no_privileges=no_privileges,
         role=role,
-        jobs=jobs,
+        jobs=jobs or 0,
         accept_unknown_disk=accept_unknown_disk,
         data_only=data_only,
     )

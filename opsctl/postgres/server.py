@@ -149,6 +149,11 @@ class Server:
         return given or self._defaults.get("host") or "localhost"
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is on this host, as far as its address tells."""
+        return self.host.startswith("/") or self.host in {"localhost", "127.0.0.1", "::1"}
+
+    @property
     def port(self) -> str:
         return self.parameters.get("port") or self._defaults.get("port") or "5432"
 

@@ -210,7 +210,7 @@ def _not_carried_over(
 
 def _free_bytes(connection: "Connection", server: Server) -> int | None:
     """Free disk of the data folder, when the server is on this host and says where its data is."""
-    if not server.host.startswith("/") and server.host not in {"localhost", "127.0.0.1", "::1"}:
+    if not server.is_here:
         return None
     folder = maybe(connection, "select setting from pg_settings where name = 'data_directory'")
     try:
