@@ -49,7 +49,11 @@ ForgetOption = Annotated[bool, typer.Option("--forget-previous", help="Drop the 
 JobsOption = Annotated[
     int | None,
     typer.Option(
-        "--jobs", "-j", min=1, max=64, help="Load with so many sessions, several from a temporary file; else as pays."
+        "--jobs",
+        "-j",
+        min=1,
+        max=64,
+        help="Sessions that load; several use a temporary file. Default: as many as pay off.",
     ),
 ]
 YesOption = Annotated[
