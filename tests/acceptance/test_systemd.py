@@ -6,10 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from opsctl.postgres.cluster import throwaway_cluster
 
@@ -88,10 +88,7 @@ def test_the_units_do_their_work(systemd, folder, binaries, run_opsctl):
     with throwaway_cluster(binaries, listen=True) as cluster:
         (folder / ".env").write_text(f"APP_URL={cluster.tcp_url()}\n")
         assert opsctl("cron", "install", "--systemd", "--user", "root")[0] == 0
-        deadline = time.monotonic() + 60
-        while not list(folder.glob("backups/app/*/manifest.json")):
-            assert time.monotonic() < deadline, systemd("systemctl", "status", "--all", "opsctl-*", check=False).stdout
-            time.sleep(0.2)
+        wait_for(lambda: list(folder.glob("backups/app/*/manifest.json")), "the backup that was missed")
         for command in COMMANDS:
             done = systemd("systemctl", "start", f"opsctl-{command}.service", check=False)
             assert done.returncode == 0, f"{command}: {done.stderr}{(folder / 'log').read_text()}"
@@ -103,7 +100,7 @@ def test_the_units_do_their_work(systemd, folder, binaries, run_opsctl):
         }
         removed, _ = opsctl("cron", "remove", "--systemd")
 
-    assert "counted" in {each["evidence"]["level"] for each in backups}, backups
+    assert "counted" in {each["evidence"]["level"] for each in backups if each["evidence"]}, backups
     assert (code, checked["problems"], checked["places"][0]["name"]) == (0, [], "systemd"), checked["places"]
     assert not (folder / "elsewhere").exists()
     assert doctor[0]["outcome"] in {"done", "attention"}, doctor
