@@ -118,6 +118,7 @@ def test_terminal_shows_text(run_opsctl, saas):
     assert f"Backed up {saas.name}" in shown
     assert '{"' not in shown
     assert "Traceback" not in shown
+    assert "run.finished" not in shown  # the outcome is on the screen already
 
 
 def test_error_on_a_terminal(run_opsctl):

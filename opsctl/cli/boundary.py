@@ -163,13 +163,13 @@ def _log_end(session: Session, outcome: "Outcome", seconds: float) -> None:
             **fields,
         )
     elif outcome.done:
-        log.info("run.finished", **fields)
+        log.info("run.finished", **_if_shown(session), **fields)
     else:
-        log.warning("run.finished", **fields)
+        log.warning("run.finished", **_if_shown(session), **fields)
 
 
 def _if_shown(session: Session) -> dict[str, bool]:
-    """On a terminal the error itself is shown: the line about it is for the log file alone."""
+    """On a terminal the outcome itself is shown: the line about it is for the log file alone."""
     from opsctl.telemetry.logs import SHOWN
 
     return {SHOWN: not session.options.debug and sys.stderr.isatty()}

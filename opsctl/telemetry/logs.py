@@ -65,7 +65,8 @@ def configure_logs(
         return redactor.deep(event)
 
     def leave_out(_logger: Any, _method: str, event: Any) -> Any:
-        if event.pop(SHOWN, False) or (quiet and event["level"] in {"debug", "info"}):
+        is_shown = event.pop(SHOWN, False) and style.format == "console"  # who asks for JSON gets every line
+        if is_shown or (quiet and event["level"] in {"debug", "info"}):
             raise structlog.DropEvent
         return event
 
