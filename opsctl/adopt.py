@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from opsctl.catalog import Backup
 from opsctl.dumps.examine import STORED_NAMES, Examined
 from opsctl.encryption import SUFFIX, Recipients
 from opsctl.errors import BackupDamaged, OpsctlError
 from opsctl.manifest import Encryption, Manifest, StoredFile, backup_id
-from opsctl.repository import Backup, Repository, segment
+from opsctl.repository import Repository, segment
 from opsctl.signing import SigningKey
 from opsctl.stream import READ_BYTES, Advance, Compression, store, unpacked
 from opsctl.uploads import Uploads

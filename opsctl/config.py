@@ -7,7 +7,6 @@ Searched in this order: ``--config``, ``OPSCTL_CONFIG``, ``./opsctl.toml``, ``$X
 
 import os
 import pwd
-import re
 import shlex
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from socket import gethostname
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 # Whoever imports this module needs the models; the commands import it inside their bodies.
 from pydantic import Field, SecretStr, ValidationError  # noqa: TID253
@@ -32,6 +31,7 @@ from opsctl.config_file import (
     read_variables,
 )
 from opsctl.errors import ConfigurationError
+from opsctl.known_secrets import SECRET_NAME, SHORTEST, endpoint_secrets, key_secrets, url_secrets
 from opsctl.settings import (
     DatabaseSettings,
     FileSettings,
@@ -47,10 +47,6 @@ from opsctl.staging import SPOOL
 SHORTEST_TOKEN = 16
 CHILD_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """What a child process needs of our environment, besides libpq's own ``PG*``: no other secret travels along."""
-
-SECRET_NAME = re.compile(r"pass|secret|token|key\b|credential|auth|dsn|private", re.IGNORECASE)
-SHORTEST = 6
-"""A variable with a secret's name and a shorter value (``AUTH=on``) is no secret."""
 
 
 class Environment(BaseSettings):
@@ -423,39 +419,6 @@ class Config:
 
 def _endpoints_of(services: Mapping[str, ServiceSettings]) -> dict[str, HttpSettings]:
     return {name: each.http for name, each in services.items() if each.http is not None}
-
-
-def url_secrets(url: str) -> Iterator[str]:
-    """What is secret in a URL: its password (a Sentry DSN's public key counts as one), raw and decoded."""
-    try:
-        parts = urlsplit(url)
-        secret = parts.password or (parts.username if parts.scheme in {"http", "https"} else None)
-    except ValueError:
-        return
-    if secret:
-        yield secret
-        yield unquote(secret)
-
-
-TOKEN = re.compile(r"(?=.*[A-Za-z])((?=.*\d)[\w:~-]{8,}|[\w:~-]{20,})")
-"""A part of an address that nobody would choose as a word: letters and digits, or many letters; no dots."""
-
-
-def endpoint_secrets(url: str) -> Iterator[str]:
-    """What is secret in an address that needs no other key: all of it, its password, and every part like a token."""
-    yield url
-    userinfo, _, rest = url.partition("://")[2].rpartition("@")
-    password = userinfo.partition(":")[2]
-    parts = re.split(r"[/?&=#,;]", f"{userinfo}/{rest}")
-    for part in (password, *(part for part in parts if TOKEN.fullmatch(unquote(part)))):
-        yield part
-        yield unquote(part)
-
-
-def key_secrets(text: str) -> Iterator[str]:
-    """What is secret in a file of keys: every line but comments and the marks around an OpenSSH key."""
-    lines = (line.strip() for line in text.splitlines())
-    return (line for line in lines if line and not line.startswith(("#", "-----")))
 
 
 def _secret_of(command: str, *, key: str) -> str:

@@ -10,9 +10,9 @@ from opsctl.telemetry.redact import jsonable
 from opsctl.times import format_time
 
 if TYPE_CHECKING:
+    from opsctl.catalog import Backup, Incomplete
     from opsctl.history import Run
     from opsctl.incident import Summary
-    from opsctl.repository import Backup, Incomplete
 
 
 def envelope(

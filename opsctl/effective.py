@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr  # noqa: TID253  # as in settings.py
 
-from opsctl.config import SECRET_NAME, Config
+from opsctl.config import Config
 from opsctl.config_file import read_env_file
 from opsctl.errors import ConfigurationError
+from opsctl.known_secrets import SECRET_NAME
 
 DEFAULT = "default"
 ENVIRONMENT = "the environment"

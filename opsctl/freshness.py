@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from statistics import median
 
-from opsctl.repository import Backup
+from opsctl.catalog import Backup
 from opsctl.schedule import Schedule
 from opsctl.unusual import FEWEST
 

@@ -5,11 +5,12 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from opsctl.catalog import Backup, StoredBackup
 from opsctl.errors import HistoryUnavailable
 from opsctl.freshness import TOLERANCE, expected_interval, good_ones
 from opsctl.history import FILE, CheckState, History
 from opsctl.manifest import EVIDENCE_LEVELS
-from opsctl.repository import Backup, Repository, StoredBackup
+from opsctl.repository import Repository
 from opsctl.schedule import SCHEDULED
 from opsctl.sightings import Drill, Look, Newest, Proof, Seen, Sighting, Sightings
 from opsctl.telemetry.metrics import CheckFacts, DoctorFacts, Known, RunFacts

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from opsctl.catalog import Catalog, Incomplete, StoredBackup
 from opsctl.errors import OpsctlError, RemovalRefused, RepositoryUnreachable, UsageError
-from opsctl.repository import CLOCK_LIMIT, Catalog, Incomplete, Repository, StoredBackup
+from opsctl.repository import CLOCK_LIMIT, Repository
 from opsctl.retention import Policy, candidate, plan_prune
 from opsctl.storage import locked_text
 from opsctl.times import format_time

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from opsctl.amounts import size
+from opsctl.catalog import Catalog
 from opsctl.errors import RepositoryUnreachable
-from opsctl.repository import CLOCK_LIMIT, Catalog, Repository
+from opsctl.repository import CLOCK_LIMIT, Repository
 from opsctl.storage import Storage, Trial, TrialStatus
 
 CLOCK_WARNING = timedelta(seconds=60)

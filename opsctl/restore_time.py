@@ -4,10 +4,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 
+from opsctl.catalog import Backup, Evidence
 from opsctl.errors import RepositoryUnreachable
 from opsctl.history import MeasuredRestore
 from opsctl.manifest import EVIDENCE_LEVELS, Manifest
-from opsctl.repository import Backup, Evidence, Repository
+from opsctl.repository import Repository
 from opsctl.restore_plan import ExpectedTime
 
 RESTORED = EVIDENCE_LEVELS.index("restored")

@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from opsctl.catalog import Backup, StoredBackup
 from opsctl.errors import ConfigurationError
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel
-from opsctl.repository import Backup, StoredBackup
 
 if TYPE_CHECKING:
     from opsctl.settings import RepositorySettings, RetentionSettings

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import BinaryIO
 
+from opsctl.catalog import Backup, Catalog, Incomplete, StoredBackup
 from opsctl.errors import BackupDamaged, LockHeld, OpsctlError, RepositoryUnreachable
 from opsctl.manifest import Manifest
-from opsctl.repository import HIDDEN, Backup, Catalog, Incomplete, Repository, StoredBackup
+from opsctl.repository import HIDDEN, Repository
 from opsctl.retention import Policy, candidate, plan_prune
 from opsctl.stream import Advance, check_stored
 

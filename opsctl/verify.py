@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import BinaryIO, Literal
 
 from opsctl.background import in_background
+from opsctl.catalog import Backup
 from opsctl.dumps.examine import count_imported
 from opsctl.encryption import Identities
 from opsctl.errors import (
@@ -25,7 +26,7 @@ from opsctl.postgres.directory_format import framed
 from opsctl.postgres.encodings import read_name
 from opsctl.postgres.feeding import Feeding
 from opsctl.postgres.tools import ContentsReader, Tools, schema_digest
-from opsctl.repository import Backup, Repository
+from opsctl.repository import Repository
 from opsctl.stream import Advance, check_stored, load
 
 Outcome = Literal["pass", "fail", "unknown"]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from opsctl.catalog import Backup, Evidence, StoredBackup
 from opsctl.drill import Assertion, Drills
 from opsctl.drill_records import DrillRecords
 from opsctl.drill_servers import DrillServer, Scratch, Throwaway, throwaways
@@ -21,7 +22,7 @@ from opsctl.keys import Keys
 from opsctl.manifest import parse_manifest
 from opsctl.postgres.server import Server
 from opsctl.postgres.tools import Tools
-from opsctl.repository import Backup, Evidence, Repository, StoredBackup
+from opsctl.repository import Repository
 from opsctl.storage.local import LocalStorage
 from opsctl.verify import due
 

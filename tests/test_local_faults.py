@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from servers import throwaway_server
 
+from opsctl.catalog import ORPHAN_GRACE
 from opsctl.prune import execute, plan
-from opsctl.repository import ORPHAN_GRACE, Repository
+from opsctl.repository import Repository
 from opsctl.retention import Policy
 from opsctl.storage.local import LocalStorage
 

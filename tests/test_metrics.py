@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families  # noqa: TID253
 
+from opsctl.catalog import Evidence, StoredBackup
 from opsctl.manifest import EVIDENCE_LEVELS, parse_manifest
 from opsctl.metrics import drills, look_at, sighting
-from opsctl.repository import Evidence, Repository, StoredBackup
+from opsctl.repository import Repository
 from opsctl.sightings import Drill, Look, Place, Proof, Seen, Sighting, Sightings, with_look
 from opsctl.storage.local import LocalStorage
 from opsctl.telemetry.metrics import METRICS, CheckFacts, DoctorFacts, Known, RunFacts, push, render, write_textfile

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opsctl.catalog import ORPHAN_GRACE, Evidence, StoredBackup
 from opsctl.errors import BackupDamaged, Refused, RepositoryUnreachable
 from opsctl.manifest import EVIDENCE_LEVELS, parse_manifest
 from opsctl.postgres.swap import cut, previous_name, staging_name
-from opsctl.repository import ORPHAN_GRACE, Evidence, Repository, StoredBackup, read_all, segment
+from opsctl.repository import Repository, read_all, segment
 from opsctl.storage.local import LocalStorage
 from opsctl.verify import count_rows
 

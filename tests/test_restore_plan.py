@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opsctl.catalog import Backup, Evidence, StoredBackup
 from opsctl.history import MeasuredRestore
 from opsctl.manifest import (
     DatabaseProperties,
@@ -20,7 +21,7 @@ from opsctl.manifest import (
 )
 from opsctl.postgres.swap import cut, is_ours, previous_name, put_aside_at, staging_name
 from opsctl.postgres.target import LiveDatabase, Target
-from opsctl.repository import Backup, Evidence, Repository, StoredBackup
+from opsctl.repository import Repository
 from opsctl.restore_plan import SMALL_BYTES, Obstacle, RestoreOptions, plan_restore
 from opsctl.restore_time import expected_time, in_proportion
 from opsctl.storage.local import LocalStorage

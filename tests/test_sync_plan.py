@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsctl import prune, sync
+from opsctl.catalog import Backup, Catalog, Evidence, StoredBackup
 from opsctl.manifest import EVIDENCE_LEVELS, DatabaseProperties, Facts, Manifest, StoredFile
-from opsctl.repository import Backup, Catalog, Evidence, StoredBackup
 from opsctl.retention import Policy
 
 NOW = datetime(2027, 1, 4, 12, tzinfo=UTC)

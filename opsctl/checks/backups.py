@@ -6,6 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from opsctl import sync
+from opsctl.catalog import Backup, merged
 from opsctl.checks.amounts import counted, spoken_bytes
 from opsctl.checks.check import Check, Finding, Remedy, Target, Thresholds
 from opsctl.checks.databases import NOT_CONFIGURED
@@ -13,7 +14,6 @@ from opsctl.checks.scope import Scope
 from opsctl.checks.sessions import spoken
 from opsctl.freshness import COMPARED, TOLERANCE, expected_interval, good_ones
 from opsctl.manifest import EVIDENCE_LEVELS, Manifest
-from opsctl.repository import Backup, merged
 from opsctl.retention import policy_of
 from opsctl.schedule import Schedule
 from opsctl.unusual import FEWEST, compared, is_too_fast, typical

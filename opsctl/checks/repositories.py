@@ -14,7 +14,7 @@ from opsctl.repository import CLOCK_LIMIT, HIDDEN
 from opsctl.repository_check import CLOCK_WARNING, ROOM_LIMIT, ROOM_WARNING
 
 if TYPE_CHECKING:
-    from opsctl.repository import Incomplete
+    from opsctl.catalog import Incomplete
 
 NO_LIMIT = "It has no size of its own: what fits is a matter of money."
 

@@ -20,8 +20,8 @@ from opsctl.history import FILE, History
 from opsctl.schedule import SCHEDULED
 
 if TYPE_CHECKING:
+    from opsctl.catalog import Backup
     from opsctl.config import Config
-    from opsctl.repository import Backup
 
 NOT_CONFIGURED = "No schedule of backups is configured ([schedule] backup)."
 NO_DRILLS = "No schedule of drills is configured ([schedule] drill)."

@@ -11,10 +11,11 @@ from opsctl.checks.samples import Samples
 from opsctl.errors import ConfigurationError, DatabaseUnreachable
 
 if TYPE_CHECKING:
+    from opsctl.catalog import Catalog
     from opsctl.config import Config
     from opsctl.postgres.server import Connection, Server
     from opsctl.postgres.tools import Tools
-    from opsctl.repository import Catalog, Repository
+    from opsctl.repository import Repository
     from opsctl.services import Service
     from opsctl.services.names import Services
 

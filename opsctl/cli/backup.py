@@ -10,9 +10,9 @@ from opsctl.errors import ExitCode, OpsctlError, RepositoryUnreachable
 
 if TYPE_CHECKING:
     from opsctl.backup import TakenBackup
+    from opsctl.catalog import Backup, Catalog
     from opsctl.cli.session import Session
     from opsctl.prune import Line
-    from opsctl.repository import Backup, Catalog
     from opsctl.sync import Copied, Synced
 
 Databases = Annotated[

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from opsctl.catalog import Backup, Catalog, StoredBackup
     from opsctl.cli.session import Session
     from opsctl.manifest import Manifest
-    from opsctl.repository import Backup, Catalog, Repository, StoredBackup
+    from opsctl.repository import Repository
 
 BackupId = Annotated[
     str, typer.Argument(metavar="ID", help="A backup's id or its beginning, latest, or latest:DATABASE.")
@@ -32,7 +33,7 @@ OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write t
 
 def read_catalog(session: "Session", databases: list[str] | None = None, *, repository: str | None = None) -> "Catalog":
     """All repositories' backups; a repository that does not answer is named on stderr."""
-    from opsctl.repository import merged
+    from opsctl.catalog import merged
 
     return merged(*read_catalogs(session, databases, repository=repository))
 

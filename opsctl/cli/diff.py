@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from opsctl.catalog import Backup
     from opsctl.cli.session import Session
     from opsctl.comparison import Comparison, State, TableDifference
     from opsctl.postgres.facts import FactsLevel
-    from opsctl.repository import Backup
 
 LIVE = "live"
 

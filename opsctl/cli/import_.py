@@ -14,9 +14,9 @@ from opsctl.times import format_time
 
 if TYPE_CHECKING:
     from opsctl.adopt import Adopted, Adoption
+    from opsctl.catalog import Backup
     from opsctl.cli.session import Session
     from opsctl.manifest import Manifest
-    from opsctl.repository import Backup
 
 Files = Annotated[
     list[str], typer.Argument(metavar="FILE", help="Dumps of pg_dump or pg_dumpall: files, or folders of its own.")
@@ -76,8 +76,8 @@ def import_dumps(
 
 def _import(session: "Session", path: Path, named: str | None, *, plan_only: bool) -> _Done:
     from opsctl.adopt import Adoption
+    from opsctl.catalog import merged
     from opsctl.dumps.examine import describe
-    from opsctl.repository import merged
     from opsctl.stream import Compression
 
     examined = examine_file(session, path)

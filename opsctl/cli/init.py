@@ -270,7 +270,7 @@ class _Keys:
         return file
 
     def _made(self, file: Path, pair: tuple[str, str]) -> "NewKey":
-        from opsctl.config import key_secrets
+        from opsctl.known_secrets import key_secrets
         from opsctl.new_config import NewKey
 
         public, secret = pair

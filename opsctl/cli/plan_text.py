@@ -8,7 +8,7 @@ from opsctl.amounts import age, counted, duration, size
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from opsctl.repository import Evidence
+    from opsctl.catalog import Evidence
     from opsctl.restore_plan import RestorePlan, TableLoss
 
 SHOWN_LOSSES = 10

@@ -16,11 +16,11 @@ from opsctl.errors import ExitCode, HistoryUnavailable, NoSuchBackup, Refused, U
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from opsctl.catalog import Backup, Catalog
     from opsctl.cli.session import Session
     from opsctl.dumps.selection import Selection
     from opsctl.history import MeasuredRestore
     from opsctl.postgres.server import Server
-    from opsctl.repository import Backup, Catalog
     from opsctl.restore import Restore, Restored
     from opsctl.restore_plan import RestoreOptions, RestorePlan
 

@@ -8,11 +8,11 @@ from opsctl.cli.dump_files import database_of, examine_file
 from opsctl.errors import Refused, UsageError
 
 if TYPE_CHECKING:
+    from opsctl.catalog import Backup, Catalog, Evidence
     from opsctl.cli.session import Session
     from opsctl.dumps.selection import Selected, Selection
     from opsctl.keys import Source
     from opsctl.manifest import Manifest
-    from opsctl.repository import Backup, Catalog, Evidence
     from opsctl.stream import Packing
 
 

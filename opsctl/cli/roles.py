@@ -5,9 +5,9 @@ from opsctl.cli.output import Outcome, counted
 from opsctl.errors import ExitCode, NoSuchBackup
 
 if TYPE_CHECKING:
+    from opsctl.catalog import Backup
     from opsctl.cli.session import Session
     from opsctl.postgres.server import Server
-    from opsctl.repository import Backup
 
 
 def create_missing_roles(session: "Session", backup: "Backup", server: "Server", *, plan_only: bool) -> Outcome:

@@ -210,7 +210,8 @@ class Session:
 
     def server_at(self, url: str) -> "Server":
         """A server that is not configured, by its URL; its password is a secret from here on."""
-        from opsctl.config import checked_url, url_secrets
+        from opsctl.config import checked_url
+        from opsctl.known_secrets import url_secrets
         from opsctl.postgres.server import Server
 
         self.redactor.add(url_secrets(url))

@@ -8,8 +8,8 @@ from opsctl.cli.output import Outcome, size
 from opsctl.errors import ExitCode, OpsctlError
 
 if TYPE_CHECKING:
+    from opsctl.catalog import Catalog
     from opsctl.cli.session import Session
-    from opsctl.repository import Catalog
     from opsctl.sync import Copied, Failure, Synced
 
 Databases = Annotated[

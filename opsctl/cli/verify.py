@@ -13,11 +13,11 @@ from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, ServiceFailed, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from opsctl.catalog import Backup, Catalog, Incomplete
     from opsctl.cli.session import Session
     from opsctl.drill import Drills
     from opsctl.manifest import Manifest
     from opsctl.postgres.server import Server
-    from opsctl.repository import Backup, Catalog, Incomplete
     from opsctl.services.docker_throwaway import ThrowawayContainers
     from opsctl.verify import Verification
 

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from opsctl.catalog import ORPHAN_GRACE
 from opsctl.prune import execute, plan
-from opsctl.repository import ORPHAN_GRACE, Repository
+from opsctl.repository import Repository
 from opsctl.retention import Policy
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.acceptance]

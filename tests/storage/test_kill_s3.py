@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from opsctl import prune, sync
-from opsctl.repository import ORPHAN_GRACE, Repository
+from opsctl.catalog import ORPHAN_GRACE
+from opsctl.repository import Repository
 from opsctl.retention import Policy
 from opsctl.storage.local import LocalStorage
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from opsctl.repository import ORPHAN_GRACE, Repository
+from opsctl.catalog import ORPHAN_GRACE
+from opsctl.repository import Repository
 
 pytestmark = pytest.mark.end_to_end
 

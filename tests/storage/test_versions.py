@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from opsctl.catalog import ORPHAN_GRACE
 from opsctl.errors import RemovalRefused, RepositoryUnreachable
 from opsctl.manifest import parse_manifest
-from opsctl.repository import HIDDEN, ORPHAN_GRACE, Repository
+from opsctl.repository import HIDDEN, Repository
 from opsctl.retention import Policy
 from opsctl.storage import FOREVER
 from opsctl.storage.local import LocalStorage

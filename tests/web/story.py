@@ -8,10 +8,11 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from opsctl.catalog import Evidence
 from opsctl.history import Ending, History
 from opsctl.incident import Incidents
 from opsctl.manifest import DatabaseProperties, Facts, Manifest, StoredFile, TableFacts, backup_id
-from opsctl.repository import Evidence, segment
+from opsctl.repository import segment
 from opsctl.sightings import Drill, Sightings
 from opsctl.telemetry.redact import Redactor
 from opsctl.times import format_time
