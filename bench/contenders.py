@@ -247,7 +247,7 @@ def restores(place: Workplace) -> Iterator[Contender]:
     psql = [place.program("psql"), "--quiet", "--no-psqlrc", "--output=/dev/null", place.cluster.url()]
     create, drop = [[*psql, "-c", f"create database {target}"]], [[*psql, "-c", f"drop database if exists {target}"]]
     into = ["restore", "latest", "--into", target, "--accept-unknown-disk", "--quiet"]
-    for jobs in ("", " --jobs 1", " --jobs 2", " --jobs 4"):
+    for jobs in ("", " --jobs 1", " --jobs 4"):
         yield Contender(f"opsctl restore{jobs}", _called(template, *into, *jobs.split()), clean=drop)
     for jobs in ("1", "2", "4"):
         command = [place.program("pg_restore"), "--exit-on-error", f"-j{jobs}", "--dbname", url, str(archive)]
