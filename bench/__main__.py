@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,11 +45,12 @@ def main() -> None:
     data_sets += [tenants(options.tables)] if options.tables else []
     before = report.parsed(report.RESULTS.read_text()) if options.page and report.RESULTS.exists() else []
     for number, data in enumerate(data_sets):
-        found = _measured(data, options, binaries, is_first=number == 0)
-        if options.page:
-            before = report.merged(before, found)
-            _write(before)
-        else:
+        found = None
+        for found in _measured(data, options, binaries, is_first=number == 0):
+            if options.page:  # after each part: an interruption then costs no more than one
+                before = report.merged(before, found)
+                _write(before)
+        if found is not None and not options.page:
             print(report.page([found], ""))
 
 
@@ -83,8 +84,8 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _measured(data: DataSet, options: argparse.Namespace, binaries: Binaries, *, is_first: bool) -> Results:
-    """Everything with one data set; what needs no data is measured with the first one."""
+def _measured(data: DataSet, options: argparse.Namespace, binaries: Binaries, *, is_first: bool) -> Iterator[Results]:
+    """Everything with one data set, told after each part; what needs no data is measured with the first one."""
     folder = options.keep or options.folder
     with tempfile.TemporaryDirectory(prefix="opsctl-bench-", dir=folder) as name, s3_service(Path(name)) as s3:
         home = Path(name)
@@ -104,22 +105,25 @@ def _measured(data: DataSet, options: argparse.Namespace, binaries: Binaries, *,
                 database_bytes=data.size(cluster),
             )
             if options.fill:
-                return results
+                return
             place = Workplace(home, cluster, binaries, options.jobs, s3)
             runs = _Rounds(options, environment, home)
             if "tables" in data.name:
                 runs.part("backup", contenders.many_tables(place))
-                return runs.added_to(results)
+                yield runs.added_to(results)
+                return
+            results = replace(results, plain_bytes=_plain_bytes(place))
             runs.part("backup", contenders.backups(place))
-            plain_bytes = _plain_bytes(place)
+            yield runs.added_to(results)
             if "restore" in options.parts:
                 for command in contenders.kept_backup(place):
                     measure(Contender("kept", command), environment, home)
                 runs.part("restore", contenders.restores(place))
+                yield runs.added_to(results)
             if is_first:
                 runs.part("list", contenders.lists(home, s3, options.backups) if "list" in options.parts else ())
                 runs.part("start", contenders.starts(home), rounds=3 * options.rounds)
-            return replace(runs.added_to(results), plain_bytes=plain_bytes)
+                yield runs.added_to(results)
 
 
 class _Rounds:
@@ -163,7 +167,7 @@ class _Rounds:
         return False
 
     def added_to(self, results: Results) -> Results:
-        return replace(results, parts=self._parts, missing=self._missing)
+        return replace(results, parts=tuple(self._parts), missing=tuple(self._missing))
 
 
 def _plain_bytes(place: Workplace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.data import DATABASE, fill_repository
 from bench.measure import Command, Contender
-from bench.servers import S3
+from bench.servers import S3, S3_FORGETS_SECONDS
 from opsctl.encryption import new_identity
 from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.cluster import Cluster
@@ -103,6 +103,7 @@ def _opsctl_backups(place: Workplace) -> Iterator[Contender]:
         yield Contender(
             "opsctl backup, S3",
             _called(template, "backup", "--quiet"),
+            prepare=[["sleep", str(S3_FORGETS_SECONDS + 0.5)]],
             output=place.s3.folder / "opsctl",
             environment=place.s3.environment,
         )
@@ -206,8 +207,11 @@ def _of_the_cluster(place: Workplace) -> Iterator[Contender]:
         ["barman", "--quiet", "--config", config, "backup", "bench"],
         prepare=[
             _shell(f"mkdir -p {shlex.quote(str(incoming))}; chmod -R 777 {shlex.quote(str(home))}"),
-            [*psql, "-c", archive, "-c", "select pg_reload_conf()", "-c", "select pg_switch_wal()"],
-            _shell(f"until [ -s {shlex.quote(str(incoming))}/*[0-9A-F] ]; do sleep 0.1; done; sleep 1"),
+            [*psql, "-c", archive, "-c", "select pg_reload_conf()", "-c", "select pg_create_restore_point('bench')"],
+            [*psql, "-c", "select pg_switch_wal()"],
+            _shell(
+                f"for i in $(seq 99); do compgen -G {shlex.quote(str(incoming))}'/*' && break; sleep .1; done; sleep 1"
+            ),
             ["barman", "--quiet", "--config", config, "archive-wal", "bench"],
         ],
         clean=[[*psql, "-c", "alter system reset archive_command", "-c", "select pg_reload_conf()"]],
@@ -243,9 +247,9 @@ def restores(place: Workplace) -> Iterator[Contender]:
     psql = [place.program("psql"), "--quiet", "--no-psqlrc", "--output=/dev/null", place.cluster.url()]
     create, drop = [[*psql, "-c", f"create database {target}"]], [[*psql, "-c", f"drop database if exists {target}"]]
     into = ["restore", "latest", "--into", target, "--accept-unknown-disk", "--quiet"]
-    for jobs in ("", " --jobs 1", " --jobs 2", " --jobs 4"):
+    for jobs in ("", " --jobs 1", " --jobs 4"):
         yield Contender(f"opsctl restore{jobs}", _called(template, *into, *jobs.split()), clean=drop)
-    for jobs in (1, 2, 4):
+    for jobs in ("1", "2", "4"):
         command = [place.program("pg_restore"), "--exit-on-error", f"-j{jobs}", "--dbname", url, str(archive)]
         yield Contender(f"pg_restore -j{jobs}", command, prepare=create, clean=drop)
     swap = ["restore", "latest", "--yes", DATABASE, "--accept-unknown-disk", "--json", "--quiet"]

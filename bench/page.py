@@ -51,7 +51,7 @@ def main() -> None:
 def fill(folder: Path, backups: int, runs: int) -> None:
     """By the records of the tests: tests/web/story.py."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "web")]
-    import story
+    import story  # type: ignore[import-not-found]
 
     story.fill(folder, backups=backups, runs=runs)
 

@@ -19,6 +19,8 @@ from opsctl.postgres.processes import die_with_parent
 
 OLDEST = 15
 S3_SECONDS = 30
+S3_FORGETS_SECONDS = 1
+"""How long the service may take to see that its folder was emptied behind its back."""
 
 SETTINGS = {
     # As in production: durable, and able to archive its WAL, which pgBackRest and Barman ask for.
@@ -92,7 +94,7 @@ def s3_service(folder: Path) -> Iterator[S3 | None]:
     bucket.mkdir(parents=True)
     serve = [program, "serve", "s3", "--auth-key", f"{key},{secret}", "--addr", f"127.0.0.1:{port}"]
     process = subprocess.Popen(
-        [*serve, "--dir-cache-time", "0s", bucket.parent],  # the folder is emptied behind its back
+        [*serve, "--config", "", "--dir-cache-time", f"{S3_FORGETS_SECONDS}s", bucket.parent],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -11,14 +12,21 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.acceptance
 
 
-def test_the_benchmark_measures_everything_and_leaves_nothing(tmp_path):
+@pytest.fixture
+def folder():
+    """One that the server's account can enter, unlike pytest's."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_the_benchmark_measures_everything_and_leaves_nothing(folder):
     """Every part has its table, nothing of opsctl's fails, and of servers, dumps and repositories nothing stays."""
-    tmp_path.chmod(0o755)
     command = [sys.executable, "-m", "bench", "--print", "--sizes", "0.002", "--tables", "5"]
-    command += ["--rounds", "1", "--backups", "10", "--folder", tmp_path]
+    command += ["--rounds", "1", "--backups", "10", "--folder", folder]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True)
 
     for title in ("backup: 0.002 GiB", "restore: 0.002 GiB", "list: 0.002 GiB", "start: 0.002 GiB", "backup: 5 tables"):
         assert f"### {title}\n" in done.stdout
     assert "left out: opsctl" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
