@@ -98,6 +98,7 @@ def s3_service(folder: Path) -> Iterator[S3 | None]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(folder)},  # it makes a folder there
         preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
     )
     try:

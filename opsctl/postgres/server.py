@@ -31,11 +31,13 @@ SECRET_PARAMETERS = ("password", "sslpassword", "oauth_client_secret")
 PATIENCE = 20
 """How often a statement is tried again that a timeout has ended before the timeouts are lifted."""
 
+IDLE_SESSION_TIMEOUT_SINCE = 140000
+
 NO_TIMEOUTS = (
     ("statement_timeout", 0),
     ("lock_timeout", 0),
     ("idle_in_transaction_session_timeout", 0),
-    ("idle_session_timeout", 140000),
+    ("idle_session_timeout", IDLE_SESSION_TIMEOUT_SINCE),
     ("transaction_timeout", 170000),
 )
 """Settings a role may carry that would end a long session, with the first server version that has each."""
@@ -172,6 +174,20 @@ class Server:
         if is_complete:
             public = {key: self._defaults[key] for key in ("host", "port", "user") if key in self._defaults} | public
         return make_conninfo(**{**public, "dbname": database or self.database})
+
+    def public_conninfo_of_several(self, database: str) -> str:
+        """The same for a program with several sessions: what the login says of idle ones ends none that waits its turn.
+
+        The programs lift the other timeouts themselves.
+        """
+        from psycopg.conninfo import make_conninfo
+
+        conninfo = self.public_conninfo(database)
+        if self.info.version_num < IDLE_SESSION_TIMEOUT_SINCE:
+            return conninfo
+        given = self.parameters.get("options") or self._defaults.get("options") or ""
+        options = f"{given} -c idle_session_timeout=0".strip()
+        return make_conninfo(conninfo, options=options)
 
     @contextmanager
     def connect(

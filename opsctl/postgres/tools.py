@@ -152,7 +152,8 @@ class Tools:
     ) -> Iterator["Child"]:
         """pg_restore into ``database``, from what is written to it; with several jobs from an open file or a folder."""
         arguments: list[str | Path] = [binaries.path("pg_restore"), "--exit-on-error", "--no-password"]
-        arguments += [f"--dbname={server.public_conninfo(database)}", *flags, f"--jobs={jobs}"]
+        conninfo = server.public_conninfo(database) if jobs == 1 else server.public_conninfo_of_several(database)
+        arguments += [f"--dbname={conninfo}", *flags, f"--jobs={jobs}"]
         inherited: tuple[int, ...] = ()
         if archive is not None:
             inherited = (archive.fileno(),)

@@ -160,5 +160,5 @@ def test_a_container_that_hangs_is_given_up(drill, engine, ours, only_backup, tm
 
     assert found.outcome == "unknown"
     assert "longer than 8 seconds" in found.problems[0]
-    assert ours() == []
+    wait_for(lambda: not ours(), "the engine has removed it")
     assert list((tmp_path / "drills").iterdir()) == []
