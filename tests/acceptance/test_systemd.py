@@ -16,6 +16,7 @@ from opsctl.postgres.cluster import throwaway_cluster
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]
 
 COMMANDS = ("backup", "drill", "doctor", "sync", "prune")
+ROOT = Path(__file__).parents[2]
 CONFIG = """\
 [databases.app]
 url_env = "APP_URL"
@@ -80,6 +81,7 @@ def test_the_units_do_their_work(systemd, folder, binaries, run_opsctl):
         where = f"/run/systemd/system/opsctl-{command}.service.d"
         lines = "".join(f"Environment={name}={value}\\n" for name, value in run_opsctl.source_variables.items())
         lines += f"StandardError=append:{folder}/log\\n"
+        lines += f"BindReadOnlyPaths={ROOT} {sys.prefix}\\n"  # their /tmp is another one
         systemd("sh", "-c", f"mkdir -p {where}; printf '[Service]\\n{lines}' > {where}/test.conf")
     missed = (
         "mkdir -p /var/lib/systemd/timers; touch -d 'yesterday 00:00' /var/lib/systemd/timers/stamp-opsctl-backup.timer"
