@@ -101,7 +101,7 @@ class Repository:
         catalog = Catalog(incomplete=list(self._hidden(wanted)))
         hidden = {each.folder for each in catalog.incomplete}
         for folder in folders:
-            there = list(self._folders(folder))
+            there = [(folder, name, entries) for name, entries in self.storage.tree(folder).items()]
             listed = [entry for _, _, entries in there for entry in entries if entry.key.endswith(f"/{MANIFEST}")]
             manifests = ManifestReader(self.storage, folder, listed, self._cache)
             for found in in_parallel(partial(self._read, manifests), there, workers=READERS):
@@ -125,16 +125,6 @@ class Repository:
                 database, _, name = folder.partition("/")
                 total, newest = sum(each.bytes for each in entries), max(each.modified_at for each in entries)
                 yield Incomplete(self.name, name, unquote(database), total, newest, HIDDEN, folder)
-
-    def _folders(self, database: str) -> Iterator[tuple[str, str, list[Entry]]]:
-        """The files of each backup of a database: (database, backup folder, files)."""
-        grouped: dict[str, list[Entry]] = {}
-        for entry in self.storage.entries(database):
-            backup, separator, _ = entry.key.removeprefix(f"{database}/").partition("/")
-            if separator:
-                grouped.setdefault(backup, []).append(entry)
-        for name in self.storage.folders(database):
-            yield database, name, grouped.get(name, [])
 
     def _read(self, manifests: ManifestReader, found: tuple[str, str, list[Entry]]) -> StoredBackup | Incomplete:
         database, name, entries = found

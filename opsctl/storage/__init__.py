@@ -105,6 +105,9 @@ class Storage(Protocol):
     def folders(self, prefix: str = "") -> list[str]:
         """The folders directly below ``prefix``, those being written included, sorted."""
 
+    def tree(self, prefix: str) -> dict[str, list[Entry]]:
+        """Both at once: those folders, sorted, each with every file in it and below it."""
+
     def unpublished(self, folder: str) -> str | None:
         """The name that such a folder will be published under, if its own says that it is not."""
 

@@ -74,6 +74,14 @@ class LocalStorage:
             except FileNotFoundError:
                 return []
 
+    def tree(self, prefix: str) -> dict[str, list[Entry]]:
+        """The folders directly below ``prefix``, each with its files."""
+        root = self.root / prefix
+        with self._mapped("list"):
+            found = {name: list(_walk(f"{root}/{name}", f"{prefix}/{name}/")) for name in self.folders(prefix)}
+            # One without a file may have got its final name, or have gone, since the folders were listed.
+            return {name: entries for name, entries in found.items() if entries or (root / name).is_dir()}
+
     def unpublished(self, folder: str) -> str | None:
         """What a hidden ``.<name>.partial`` is on its way to."""
         return folder[1 : -len(PARTIAL)] if folder.startswith(".") and folder.endswith(PARTIAL) else None

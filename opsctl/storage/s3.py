@@ -109,6 +109,15 @@ class S3Storage:
             names |= {name} if separator else set()
         return sorted(names - {""})
 
+    def tree(self, prefix: str) -> dict[str, list[Entry]]:
+        """By one listing: there are no folders without a file."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self.entries(prefix):
+            name, separator, _ = entry.key.removeprefix(f"{prefix}/").partition("/")
+            if separator:
+                found.setdefault(name, []).append(entry)
+        return dict(sorted(found.items()))
+
     def unpublished(self, folder: str) -> str | None:  # noqa: ARG002
         """Nothing: a folder has its name from the first file on."""
         return None

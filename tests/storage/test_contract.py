@@ -168,6 +168,7 @@ def test_entries_are_files_with_keys_sizes_and_times(storage):
     assert storage.folders() == ["shop", "shopping"]
     assert storage.folders("shop") == ["a"]
     assert storage.folders("shop/a") == ["evidence"]
+    assert storage.tree("shop") == {"a": list(storage.entries("shop"))}
 
 
 def test_what_is_not_there_is_empty(place):
@@ -175,6 +176,7 @@ def test_what_is_not_there_is_empty(place):
     storage = place.open()
 
     assert (keys(storage), keys(storage, "shop"), storage.folders(), storage.folders("shop")) == ([], [], [], [])
+    assert storage.tree("shop") == {}
     assert storage.modified_at("shop/a") == EPOCH
     assert storage.prepare()
 
