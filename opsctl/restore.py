@@ -69,7 +69,8 @@ SPOOLED = {
 LARGE_BYTES = 64 << 20
 """From this size on several sessions load a dump, where nobody says how many."""
 
-MOST_JOBS = 4
+SEVERAL_JOBS = 4
+"""So many then, where there are as many processors: with two, what they gain goes into writing the file they read."""
 
 
 @dataclass(frozen=True)
@@ -290,14 +291,15 @@ class Restore:
         """
         if self.options.jobs:
             return self.options.jobs
-        dump, pays = self.manifest.dump, self.manifest.dump.bytes >= LARGE_BYTES
-        if self._is_script or dump.is_encrypted or not (pays and self.server.is_here and self.tools.reads_files):
+        dump = self.manifest.dump
+        pays = dump.bytes >= LARGE_BYTES and self.server.is_here and (os.cpu_count() or 1) >= SEVERAL_JOBS
+        if not pays or self._is_script or dump.is_encrypted or not self.tools.reads_files:
             return 1
         try:
             self._staging.require_room(dump.bytes + (self.manifest.database_bytes or 2 * dump.bytes), **SPOOLED)
         except (ConfigurationError, Refused):
             return 1
-        return min(MOST_JOBS, os.cpu_count() or 1)
+        return SEVERAL_JOBS
 
     def _load(self, database: str, advance: Advance, flags: list[str], *, jobs: int = 1) -> None:
         if self._is_script:
