@@ -65,7 +65,7 @@ def filled_server(binaries: Binaries, data: DataSet, folder: Path, kept: Path | 
         try:
             yield cluster
         finally:
-            if stored is not None:
+            if stored is not None and not stored.exists():  # another run may have made it meanwhile
                 cluster.stop()
                 cluster.data.rename(stored)
 

@@ -1,12 +1,17 @@
 """Work in threads that end with the program: an interrupted run does not wait for a request to time out."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+
+WAITED_SECONDS = 0.02
+WAITS_SECONDS = 0.0005
+"""So long in all, and so long for each item: the network, a slow disk. A local one answers at once."""
 
 
 def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
@@ -17,7 +22,22 @@ def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
 
 
 def in_parallel(work: Callable[[Item], T], items: Sequence[Item], *, workers: int) -> Iterator[T]:
-    """``work`` of every item, in their order, by several threads."""
+    """``work`` of every item, in their order: here, until it has waited a while for something, then by threads.
+
+    Threads that do not wait are in each other's way.
+    """
+    waited = 0.0
+    for number, item in enumerate(items):
+        if waited > WAITED_SECONDS and waited > number * WAITS_SECONDS:
+            yield from _by_threads(work, items[number:], workers)
+            return
+        began, worked = time.monotonic(), time.thread_time()
+        result = work(item)
+        waited += (time.monotonic() - began) - (time.thread_time() - worked)
+        yield result
+
+
+def _by_threads(work: Callable[[Item], T], items: Sequence[Item], workers: int) -> Iterator[T]:
     futures: list[Future[T]] = [Future() for _ in items]
     left = iter(list(zip(items, futures, strict=True)))
     taking = threading.Lock()

@@ -41,7 +41,7 @@ from opsctl.postgres.swap import Swap, Swapped, end_standby_sessions, execute_sw
 from opsctl.postgres.target import inspect_target
 from opsctl.postgres.tools import Child, Tools
 from opsctl.postgres.writes import read_counters
-from opsctl.restore_plan import ExpectedTime, Obstacle, RestoreOptions, RestorePlan, plan_restore
+from opsctl.restore_plan import ExpectedTime, Obstacle, RestoreOptions, RestorePlan, fitting_jobs, plan_restore
 from opsctl.staging import SPOOL, Staging
 from opsctl.stream import READ_BYTES, Advance, Packing, check_stored, load
 from opsctl.swap_record import record_swap
@@ -64,13 +64,6 @@ SPOOLED = {
     "doing": "a restore with several jobs, or of a signed backup,",
     "hint": "Set staging_path in [state] to a larger disk; --jobs 1 streams what needs no signature.",
 }
-
-
-LARGE_BYTES = 64 << 20
-"""From this size on several sessions load a dump, where nobody says how many."""
-
-SEVERAL_JOBS = 4
-"""So many then, where there are as many processors: with two, what they gain goes into writing the file they read."""
 
 
 @dataclass(frozen=True)
@@ -284,22 +277,18 @@ class Restore:
 
     @property
     def _jobs(self) -> int:
-        """How many sessions load. Where nobody said, several for a large dump into a server on this host.
-
-        They read the plain dump from a file: not where there is no room for it beside what is restored, and not where
-        the dump is encrypted so that it lies nowhere in plain text. Of another host's processors nothing is known.
-        """
+        """How many sessions load: what was asked for, else several where they pay and their file has room."""
         if self.options.jobs:
             return self.options.jobs
-        dump = self.manifest.dump
-        pays = dump.bytes >= LARGE_BYTES and self.server.is_here and (os.cpu_count() or 1) >= SEVERAL_JOBS
-        if not pays or self._is_script or dump.is_encrypted or not self.tools.reads_files:
+        jobs = fitting_jobs(self.manifest, processors=(os.cpu_count() or 1) if self.server.is_here else None)
+        if jobs == 1 or not self.tools.reads_files:
             return 1
+        plain_bytes = self.manifest.dump.bytes
         try:
-            self._staging.require_room(dump.bytes + (self.manifest.database_bytes or 2 * dump.bytes), **SPOOLED)
+            self._staging.require_room(plain_bytes + (self.manifest.database_bytes or 2 * plain_bytes), **SPOOLED)
         except (ConfigurationError, Refused):
             return 1
-        return SEVERAL_JOBS
+        return jobs
 
     def _load(self, database: str, advance: Advance, flags: list[str], *, jobs: int = 1) -> None:
         if self._is_script:
