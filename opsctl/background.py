@@ -26,15 +26,13 @@ def in_parallel(work: Callable[[Item], T], items: Sequence[Item], *, workers: in
 
     Threads that do not wait are in each other's way.
     """
-    waited = 0.0
+    began = time.monotonic() - time.thread_time()
     for number, item in enumerate(items):
+        waited = time.monotonic() - time.thread_time() - began
         if waited > WAITED_SECONDS and waited > number * WAITS_SECONDS:
             yield from _by_threads(work, items[number:], workers)
             return
-        began, worked = time.monotonic(), time.thread_time()
-        result = work(item)
-        waited += (time.monotonic() - began) - (time.thread_time() - worked)
-        yield result
+        yield work(item)
 
 
 def _by_threads(work: Callable[[Item], T], items: Sequence[Item], workers: int) -> Iterator[T]:

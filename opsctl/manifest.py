@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Literal, Protocol, TypeVar
 
 from opsctl.errors import BackupDamaged, NoSuchBackup
@@ -251,13 +252,12 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
 
     Raises BackupDamaged, naming ``where``, when it is no manifest, and when its schema is newer than this opsctl knows.
     """
-    from pydantic import TypeAdapter, ValidationError  # loading it costs more than `opsctl --help` may
-
     hint = "Another repository may hold an intact copy; `opsctl verify --all` names every damaged backup."
+    validate_json, invalid = _reader()
     try:
-        manifest: Manifest = _adapter(TypeAdapter).validate_json(data)
+        manifest = validate_json(data)
         schema = manifest.schema
-    except ValidationError as error:
+    except invalid as error:
         schema = _schema_of(data)
         if schema <= SCHEMA:
             raise BackupDamaged(f"The manifest {where} is damaged: {_first_problem(error)}.", hint=hint) from error
@@ -280,13 +280,12 @@ def _schema_of(data: bytes) -> int:
     return schema if isinstance(schema, int) else 0
 
 
-_ADAPTER: list[Any] = []
+@cache
+def _reader() -> tuple[Callable[[bytes], Manifest], type[Exception]]:
+    """What reads a manifest, and what it raises; loading it costs more than `opsctl --help` may."""
+    from pydantic import TypeAdapter, ValidationError
 
-
-def _adapter(type_adapter: Any) -> Any:
-    if not _ADAPTER:
-        _ADAPTER.append(type_adapter(Manifest))
-    return _ADAPTER[0]
+    return TypeAdapter(Manifest).validate_json, ValidationError
 
 
 def _first_problem(error: Any) -> str:

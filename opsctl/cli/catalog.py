@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opsctl.cli.files import whole_file
-from opsctl.cli.output import Outcome, PlainTable, age, duration, size
+from opsctl.cli.output import Later, Outcome, PlainTable, age, duration, size
 from opsctl.documents import backup_entry, incomplete_entry
 from opsctl.errors import BackupDamaged, ExitCode, NoSuchBackup, OpsctlError, RepositoryUnreachable, UsageError
 from opsctl.times import format_time
@@ -120,11 +120,13 @@ def list_backups(session: "Session", database: OptionalDatabase = None, reposito
     """
     catalog = read_catalog(session, [database] if database else None, repository=repository)
     now = session.clock()
-    result = {
-        "backups": [backup_entry(backup) for backup in catalog.backups],
-        "incomplete": [incomplete_entry(each) for each in catalog.incomplete],
-        "unreachable": sorted(catalog.unreachable),
-    }
+    result = Later(
+        lambda: {
+            "backups": [backup_entry(backup) for backup in catalog.backups],
+            "incomplete": [incomplete_entry(each) for each in catalog.incomplete],
+            "unreachable": sorted(catalog.unreachable),
+        }
+    )
     return Outcome(result, _listed(catalog, now), ExitCode.ATTENTION if catalog.unreachable else ExitCode.DONE)
 
 

@@ -3,9 +3,10 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from opsctl.amounts import age, counted, duration, size
@@ -31,7 +32,7 @@ class Outcome:
     ``error`` is for a run that failed and still has something to tell; its exit code wins over ``exit_code``.
     """
 
-    result: dict[str, Any] | None
+    result: Mapping[str, Any] | None
     text: Iterable["RenderableType"] = ()
     exit_code: ExitCode | DoctorExit = ExitCode.DONE
     error: OpsctlError | None = None
@@ -45,6 +46,22 @@ class Outcome:
     @property
     def done(self) -> bool:
         return self.code == ExitCode.DONE
+
+
+class Later(Mapping[str, Any]):
+    """A result that is made when a program asks for it; for people thousands of records are made in vain."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Any]]) -> None:
+        self._made = cache(make)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._made()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made())
+
+    def __len__(self) -> int:
+        return len(self._made())
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _write_history(session: "Session", write: "Callable[[History], Any]") -> Any
     return None
 
 
-def remember_checks(session: "Session", result: dict[str, Any], *, is_whole: bool) -> None:
+def remember_checks(session: "Session", result: Mapping[str, Any], *, is_whole: bool) -> None:
     """Record what doctor found, as it is printed; what changed since the last time is in the session then."""
     document, now = jsonable(result), session.clock()
     changes = _write_history(session, lambda history: history.record_checks(document, at=now, is_whole=is_whole))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from threading import Lock
 from typing import Any
@@ -57,7 +57,7 @@ class Redactor:
             return self.text(value)
         if isinstance(value, bytes):
             return self.text(value.decode("utf-8", "replace"))
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return {self.deep(key): self.deep(each) for key, each in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
             return [self.deep(each) for each in value]
