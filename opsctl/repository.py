@@ -100,8 +100,9 @@ class Repository:
         folders = [name for name in self.storage.folders() if not wanted or name in wanted]
         catalog = Catalog(incomplete=list(self._hidden(wanted)))
         hidden = {each.folder for each in catalog.incomplete}
-        for folder in folders:
-            there = [(folder, name, entries) for name, entries in self.storage.tree(folder).items()]
+        trees = in_parallel(self.storage.tree, folders, workers=READERS)
+        for folder, tree in zip(folders, trees, strict=True):
+            there = [(folder, name, entries) for name, entries in tree.items()]
             listed = [entry for _, _, entries in there for entry in entries if entry.key.endswith(f"/{MANIFEST}")]
             manifests = ManifestReader(self.storage, folder, listed, self._cache)
             for found in in_parallel(partial(self._read, manifests), there, workers=READERS):

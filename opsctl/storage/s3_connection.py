@@ -1,7 +1,9 @@
 """How a bucket is reached: the options, and boto3's session and client for them."""
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,9 +73,15 @@ class S3Connection:
         with self._opening:
             if self._session is None:
                 import boto3
+                from botocore.session import get_session
 
+                core = get_session()
+                # Half of the time that a long listing takes to be read would go into its times.
+                core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
                 self._session = boto3.Session(
-                    profile_name=self._options.profile or None, region_name=self._options.region or None
+                    botocore_session=core,
+                    profile_name=self._options.profile or None,
+                    region_name=self._options.region or None,
                 )
             return self._session
 
@@ -105,3 +113,15 @@ class S3Connection:
                 response_checksum_validation="when_required",
             ),
         )
+
+
+def _time(value: Any) -> datetime:
+    """A time as services write it: RFC 3339 in listings, and in other places what botocore knows."""
+    from botocore.utils import parse_timestamp
+
+    if isinstance(value, str) and value[10:11] == "T":
+        with suppress(ValueError):
+            found = datetime.fromisoformat(value)
+            return found if found.tzinfo else found.replace(tzinfo=UTC)
+    parsed: datetime = parse_timestamp(value)
+    return parsed
