@@ -26,7 +26,7 @@ from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server
 from opsctl.postgres.snapshot import Snapshot, open_snapshot
 from opsctl.postgres.swap import remove_leftovers
-from opsctl.postgres.tools import Child, ContentsReader, Tools, schema_digest
+from opsctl.postgres.tools import Child, ContentsReader, Tools, dumped_tables, schema_digest
 from opsctl.repository import Repository, segment
 from opsctl.signing import SigningKey
 from opsctl.staging import SPOOL, Staging
@@ -244,13 +244,16 @@ def _write_files(
     deadline = time.monotonic() + plan.lock_timeout_seconds
     while True:
         try:
-            with open_snapshot(
-                plan.server,
-                level=plan.facts,
-                lock_timeout_seconds=plan.lock_timeout_seconds,
-                exclude_tables=plan.exclude_tables,
-            ) as snapshot:
-                dump, facts, warnings = _dump(plan, binaries, uploads, snapshot, start_progress)
+            with (
+                open_snapshot(
+                    plan.server,
+                    level=plan.facts,
+                    lock_timeout_seconds=plan.lock_timeout_seconds,
+                    exclude_tables=plan.exclude_tables,
+                ) as snapshot,
+                Counting(snapshot) as counting,
+            ):
+                dump, facts, warnings = _dump(plan, binaries, uploads, snapshot, counting, start_progress)
             break
         except _Overtaken:
             if time.monotonic() > deadline:
@@ -283,6 +286,7 @@ def _dump(
     binaries: Binaries,
     uploads: Uploads,
     snapshot: Snapshot,
+    counting: Counting,
     start_progress: Callable[[int], Advance],
 ) -> tuple[StoredFile, Facts, list[str]]:
     """Dump and count side by side, in the same snapshot; what is counted is what the archive's contents name."""
@@ -294,7 +298,7 @@ def _dump(
                 hint="Back up when fewer TRUNCATE and ALTER TABLE run, or raise lock_timeout_seconds.",
             )
         advance = start_progress(snapshot.database_bytes)
-        return _stored(plan, binaries, uploads, snapshot, child, chain((first,), chunks), advance)
+        return _stored(plan, binaries, uploads, counting, child, chain((first,), chunks), advance)
 
 
 @contextmanager
@@ -306,7 +310,7 @@ def _dumping(plan: BackupPlan, binaries: Binaries, snapshot: Snapshot) -> Iterat
         plan.server,
         snapshot=snapshot.id,
         lock_timeout_seconds=min(PG_DUMP_LOCK_SECONDS, plan.lock_timeout_seconds),
-        encoding=snapshot.facts.database.encoding,
+        encoding=snapshot.encoding,
         without_data=[table.native for table in snapshot.without_data],
     )
     if plan.jobs == 1:
@@ -329,7 +333,7 @@ def _stored(
     plan: BackupPlan,
     binaries: Binaries,
     uploads: Uploads,
-    snapshot: Snapshot,
+    counting: Counting,
     child: Child,
     chunks: Iterable[bytes],
     advance: Advance,
@@ -341,18 +345,14 @@ def _stored(
         uploads.file(name) as writer,
     ):
         contents, schema = ContentsReader(lister), ContentsReader(writing)
-        sql = in_background(schema.listing)
-        counting = Counting(snapshot, contents)
-        try:
-            passing = _passing(chunks, contents, schema)
-            stored = store(name, passing, writer, plan.compression, advance, plan.recipients)
-            contents.end()
-            schema.end()
-            _require_success(child, f"after {stored.bytes:,} bytes")
-            return stored, replace(counting.result(), schema_sha256=schema_digest(sql.result())), child.warnings
-        except BaseException:
-            counting.cancel()
-            raise
+        listing, sql = in_background(contents.listing), in_background(schema.listing)
+        passing = _passing(chunks, contents, schema)
+        stored = store(name, passing, writer, plan.compression, advance, plan.recipients)
+        contents.end()
+        schema.end()
+        _require_success(child, f"after {stored.bytes:,} bytes")
+        facts = counting.result(dumped_tables(listing.result()))
+        return stored, replace(facts, schema_sha256=schema_digest(sql.result())), child.warnings
 
 
 class _Outrun(LockHeld):

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal, Protocol, TypeVar
@@ -239,7 +239,7 @@ class Manifest:
         return _major(self.server_version)
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, default=_iso).encode("utf-8", "surrogateescape")
+        return json.dumps(vars(self), indent=2, ensure_ascii=False, default=_plain).encode("utf-8", "surrogateescape")
 
 
 def _major(version: str) -> int:
@@ -293,9 +293,12 @@ def _first_problem(error: Any) -> str:
     return f"{'.'.join(str(part) for part in first['loc']) or 'document'}: {first['msg']}"
 
 
-def _iso(value: object) -> str:
+def _plain(value: object) -> Any:
+    """A record's fields: ``asdict`` would copy each of them deeply, for thousands of tables."""
     if isinstance(value, datetime):
         return format_time(value)
+    if is_dataclass(value):
+        return vars(value)
     raise TypeError(f"{type(value).__name__} does not belong in a manifest")
 
 

@@ -127,12 +127,14 @@ def count_all(
     return replace(facts, tables=tuple(counted), large_objects=large_objects, large_objects_hash=large_objects_hash)
 
 
-def read_facts(connection: "Connection", database: str, level: FactsLevel) -> Facts:
-    """Everything but the rows: those are counted apart, while the dump runs. Call it inside the snapshot."""
+def read_facts(
+    connection: "Connection", database: str, level: FactsLevel, sequences: Iterable[SequenceFacts] | None = None
+) -> Facts:
+    """Everything but the rows; ``sequences`` as they were read before, where that matters."""
     return Facts(
         level=level,
         tables=(),
-        sequences=tuple(read_sequences(connection)),
+        sequences=tuple(read_sequences(connection) if sequences is None else sequences),
         extensions=tuple(read_extensions(connection)),
         roles=tuple(_read_roles(connection)),
         database=read_properties(connection, database),

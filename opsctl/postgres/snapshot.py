@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 from opsctl.errors import DumpFailed, LockHeld
-from opsctl.manifest import Facts
-from opsctl.postgres.facts import PINNED, FactsLevel, Table, count_all, list_tables, read_facts
+from opsctl.manifest import SequenceFacts
+from opsctl.postgres.facts import PINNED, FactsLevel, Table, list_tables, read_sequences
 from opsctl.postgres.server import Server, one, rows
 
 if TYPE_CHECKING:
@@ -35,7 +35,11 @@ class Snapshot:
 
     id: str
     connection: "Connection"
-    facts: Facts
+    level: FactsLevel
+    database: str
+    encoding: str
+    sequences: tuple[SequenceFacts, ...]
+    """As they stood before the dump: they follow no snapshot."""
     database_oid: int
     database_bytes: int
     without_data: tuple[Table, ...]
@@ -46,7 +50,7 @@ class Snapshot:
 def open_snapshot(
     server: Server, *, level: FactsLevel, lock_timeout_seconds: float, exclude_tables: Sequence[str] = ()
 ) -> Iterator[Snapshot]:
-    """Lock all tables, export a snapshot and read the facts that are cheap; the session ends with the context.
+    """Lock all tables and export a snapshot; the session ends with the context.
 
     ``exclude_tables`` are names or patterns of tables whose data will stay out (``audit``, ``public.log_*``).
     Raises LockHeld with the blocking sessions and their queries when a table's lock is not had in time.
@@ -55,13 +59,24 @@ def open_snapshot(
         connection.execute(PINNED)
         connection.execute("select set_config('lock_timeout', %s, false)", (f"{int(lock_timeout_seconds * 1000)}ms",))
         snapshot_id, wanted = _locked(connection, server, lock_timeout_seconds)
-        oid, size = one(
+        oid, size, encoding = one(
             connection,
-            "select oid, pg_database_size(oid) from pg_database where datname = current_database()",
+            "select oid, pg_database_size(oid), pg_encoding_to_char(encoding)"
+            " from pg_database where datname = current_database()",
         )
-        facts = read_facts(connection, server.database, level)
         excluded, warnings = _excluded(connection, wanted, exclude_tables)
-        yield Snapshot(snapshot_id, connection, facts, oid, size, tuple(excluded), tuple(warnings))
+        yield Snapshot(
+            id=snapshot_id,
+            connection=connection,
+            level=level,
+            database=server.database,
+            encoding=encoding,
+            sequences=tuple(read_sequences(connection)),
+            database_oid=oid,
+            database_bytes=size,
+            without_data=tuple(excluded),
+            warnings=tuple(warnings),
+        )
         connection.execute("rollback")
 
 
@@ -171,14 +186,3 @@ def _blockers(connection: "Connection", tables: list[Table]) -> str:
         f"pid {pid} ({user}, {application}, {state}) holds {names[relation]} with: {query}"
         for pid, user, application, state, query, relation in found[:5]
     )
-
-
-def count_in_snapshot(snapshot: Snapshot, table_oids: Sequence[int]) -> Facts:
-    """The snapshot's facts, completed by the rows of the tables whose data is in the archive.
-
-    ``table_oids`` come from the archive's own table of contents: what is counted is what was dumped. It counts in the
-    session that has locked the tables: another one would queue behind a TRUNCATE that waits for this one, for ever.
-    """
-    dumped = set(table_oids)
-    tables = [table for table in list_tables(snapshot.connection) if table.oid in dumped]
-    return count_all(snapshot.connection, snapshot.facts, tables)
