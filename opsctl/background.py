@@ -2,8 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -12,6 +14,13 @@ Item = TypeVar("Item")
 WAITED_SECONDS = 0.02
 WAITS_SECONDS = 0.0005
 """So long in all, and so long for each item: the network, a slow disk. A local one answers at once."""
+
+
+AHEAD = 4
+"""How many items are made before they are asked for: enough for neither side to wait, and few in memory."""
+
+ENDING_SECONDS = 10
+"""How long a thread that is not needed any more may take for the item it is at."""
 
 
 def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
@@ -33,6 +42,44 @@ def in_parallel(work: Callable[[Item], T], items: Sequence[Item], *, workers: in
             yield from _by_threads(work, items[number:], workers)
             return
         yield work(item)
+
+
+def ahead(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
+    """The items, made by a thread while those before them are worked on. Close it to end early.
+
+    Raises what making them raises, after the items before.
+    """
+    made: SimpleQueue[tuple[list[Item], BaseException | None]] = SimpleQueue()
+    room = threading.Semaphore(AHEAD)
+    ended = threading.Event()
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            with closing(items):
+                while room.acquire() and not ended.is_set():
+                    made.put(([next(items)], None))
+        except StopIteration:
+            pass
+        except BaseException as caught:  # noqa: BLE001 - raised again where the items are asked for
+            error = caught
+        made.put(([], error))
+
+    thread = threading.Thread(target=run, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if not item:
+                return
+            yield item[0]
+            room.release()
+    finally:
+        ended.set()
+        room.release()
+        thread.join(ENDING_SECONDS)
 
 
 def _by_threads(work: Callable[[Item], T], items: Sequence[Item], workers: int) -> Iterator[T]:

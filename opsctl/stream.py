@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Literal, Protocol, cast
 
+from opsctl.background import ahead
 from opsctl.encryption import IDENTITY_HINT, Identities, NotIntact, Recipients, decrypted, encrypted
 from opsctl.errors import BackupDamaged, ConfigurationError
 from opsctl.manifest import StoredFile
@@ -104,6 +105,20 @@ def load(
     made of the pieces before is worth nothing when it raises. Raises ConfigurationError when no identity opens it.
     """
     plain, stored = _Digest(), _Digest()
+    with closing(ahead(_plain_pieces(file, reader, stored, identities, packing))) as chunks:
+        for chunk in chunks:
+            plain.update(chunk)
+            yield chunk
+            advance(len(chunk))
+    if stored.bytes != file.stored_bytes or stored.hexdigest != file.sha256:
+        raise _damaged(file, "its SHA-256 is not the manifest's")
+    if plain.bytes != file.bytes or plain.hexdigest != file.plain_sha256:
+        raise _damaged(file, "what it decompresses to is not what was dumped")
+
+
+def _plain_pieces(
+    file: StoredFile, reader: BinaryIO, stored: "_Digest", identities: Identities | None, packing: Packing | None
+) -> Generator[bytes, None, None]:
     pieces = _stored_pieces(reader, stored)
     if file.is_encrypted:
         if identities is None:
@@ -111,20 +126,13 @@ def load(
         pieces = decrypted(pieces, identities)
     with closing(pieces):
         try:
-            for chunk in unpacked(pieces, packing) if packing else _frame(pieces):
-                plain.update(chunk)
-                yield chunk
-                advance(len(chunk))
+            yield from unpacked(pieces, packing) if packing else _frame(pieces)
             for _rest in pieces:
                 pass  # an intact file has nothing behind its frame: the digest tells
         except NotUnpacked as error:
             raise _damaged(file, str(error)) from error
         except NotIntact as error:
             raise _damaged(file, f"it does not decrypt ({error})") from error
-    if stored.bytes != file.stored_bytes or stored.hexdigest != file.sha256:
-        raise _damaged(file, "its SHA-256 is not the manifest's")
-    if plain.bytes != file.bytes or plain.hexdigest != file.plain_sha256:
-        raise _damaged(file, "what it decompresses to is not what was dumped")
 
 
 class NotUnpacked(Exception):
