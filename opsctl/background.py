@@ -17,7 +17,7 @@ WAITS_SECONDS = 0.0005
 
 
 AHEAD = 4
-"""How many items are made before they are asked for: enough for neither side to wait, and few in memory."""
+"""How many items there are at a time, with the one in use: enough for neither side to wait, and few in memory."""
 
 ENDING_SECONDS = 10
 """How long a thread that is not needed any more may take for the item it is at."""

@@ -1,69 +1,43 @@
 """Restore: plan → staging database → checked → swapped in one transaction."""
 
-import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
-from itertools import chain
 from pathlib import Path
 
-from opsctl.dumps.script import Excerpt, Script
 from opsctl.dumps.selection import Selected
 from opsctl.errors import (
-    BackupDamaged,
     ConfigurationError,
     CopyDiffers,
     OpsctlError,
-    Refused,
     RestoreFailed,
     ServiceFailed,
     ServicesUnreachable,
 )
 from opsctl.keys import Keys, Source
+from opsctl.loading import Load, Loading
 from opsctl.manifest import DatabaseProperties, Facts, Manifest
-from opsctl.postgres.binaries import Binaries, knows_restrict
+from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.databases import (
     apply_properties,
     create_staging,
     drop_database,
-    gather_statistics,
     grants,
 )
-from opsctl.postgres.directory_format import framed, unpack
 from opsctl.postgres.facts import compare, present_facts
 from opsctl.postgres.lock import database_lock
 from opsctl.postgres.server import Server, one
+from opsctl.postgres.statistics import gather_statistics
 from opsctl.postgres.swap import Swap, Swapped, end_standby_sessions, execute_swap, remove_leftovers
 from opsctl.postgres.target import inspect_target
-from opsctl.postgres.tools import Child, Tools
+from opsctl.postgres.tools import Tools
 from opsctl.postgres.writes import read_counters
-from opsctl.restore_plan import ExpectedTime, Obstacle, RestoreOptions, RestorePlan, fitting_jobs, plan_restore
+from opsctl.restore_plan import ExpectedTime, Obstacle, RestoreOptions, RestorePlan, plan_restore
 from opsctl.staging import SPOOL, Staging
-from opsctl.stream import READ_BYTES, Advance, Packing, check_stored, load
+from opsctl.stream import Advance, Packing
 from opsctl.swap_record import record_swap
-
-ARCHIVE_IS_DAMAGED = (
-    "end of file",
-    "could not read from input file",
-    "did not find magic string",
-    "unrecognized data block type",
-    "unexpected block ID",
-    "could not find block ID",
-    "could not uncompress",
-    "corrupt tar header",
-    "could not find header for file",
-    "restoring data out of order",
-)
-"""pg_restore's words for an archive that is cut or broken, whatever the digests say."""
-
-SPOOLED = {
-    "doing": "a restore with several jobs, or of a signed backup,",
-    "hint": "Set staging_path in [state] to a larger disk; --jobs 1 streams what needs no signature.",
-}
 
 
 @dataclass(frozen=True)
@@ -138,7 +112,7 @@ class Restore:
         if self.part is None:
             return planned
         fire = "triggers fire while the rows come in: only a superuser can hold them off"
-        does_fire = self.options.data_only and not self._holds_off_triggers
+        does_fire = self.options.data_only and not self.loading.holds_off_triggers
         warnings = (*planned.warnings, *([fire] if does_fire else []))
         return replace(planned, along=self.part.along, missing=self.part.missing, is_part=True, warnings=warnings)
 
@@ -155,28 +129,28 @@ class Restore:
         except (ConfigurationError, ServiceFailed, ServicesUnreachable) as error:
             errors.append(error)
         errors += self.keys.obstacles(self.repository, self.manifest)
-        if self._must_spool:
-            try:
-                self._staging.require_room(self.manifest.dump.bytes, **SPOOLED)
-            except (ConfigurationError, Refused) as error:
-                errors.append(error)
         yield from (Obstacle(error.message.rstrip("."), error.hint or "") for error in errors)
-        if self.options.jobs > 1 and not self.tools.reads_files:
-            yield Obstacle('tools = "service" loads with one session', "Leave --jobs out.")
-        if self.part and not self.tools.reads_files:
-            yield Obstacle('tools = "service" restores backups as a whole', "Restore all of it --into a database.")
-        if self._is_script:
-            if self.options.jobs > 1:
-                yield Obstacle("a plain dump is loaded with one session", "Leave --jobs out.")
-            if self.options.in_place:
-                yield Obstacle("a plain dump cannot take the place of what is there", "Leave --in-place out.")
+        yield from self.loading.obstacles()
+
+    @property
+    def loading(self) -> Loading:
+        return Loading(
+            self.manifest,
+            self.repository,
+            self.server,
+            self.options,
+            self.tools,
+            self.keys,
+            self._staging,
+            packing=self.packing,
+            part=self.part,
+            is_checked=self.is_checked,
+        )
 
     @property
     def binaries(self) -> Binaries:
-        """The pg_restore, or psql, that suits dump and server. Raises ConfigurationError."""
-        if self._is_script:
-            return self.tools.for_script(self.server.info.major)
-        return self.tools.for_restore(archive_major=self.manifest.pg_dump_major, server_major=self.server.info.major)
+        """The program that loads the dump. Raises ConfigurationError."""
+        return self.loading.binaries
 
     def execute(
         self, *, clock: Callable[[], datetime], start_progress: Callable[[str, int], Advance]
@@ -193,23 +167,19 @@ class Restore:
             plan = self.plan(clock())
             if plan.refusal:
                 raise plan.refusal
-            dump = self.manifest.dump
-            if not self.is_checked:
-                with self.repository.open(self.manifest, dump) as file:
-                    check_stored(dump, file, start_progress("checking", dump.stored_bytes))
-            advance = start_progress("restoring", dump.bytes)
-            if plan.staging_database is None:
-                restored = self._overwrite(plan, advance)
-            else:
-                restored = self._stage_and_swap(plan, plan.staging_database, advance, clock)
+            jobs = 1 if plan.staging_database is None else self.loading.jobs
+            with self.loading.ready(jobs, start_progress) as load:
+                if plan.staging_database is None:
+                    restored = self._overwrite(plan, load)
+                else:
+                    restored = self._stage_and_swap(plan, plan.staging_database, load, jobs, clock)
         seconds = round(time.monotonic() - started, 3)
         return plan, replace(restored, seconds=seconds, removed_leftovers=tuple(leftovers))
 
-    def _overwrite(self, plan: RestorePlan, advance: Advance) -> Restored:
+    def _overwrite(self, plan: RestorePlan, load: Load) -> Restored:
         """Load into the database itself, in one transaction: it succeeds as a whole or changes nothing."""
-        flags = ["--single-transaction", *(["--clean", "--if-exists"] if plan.mode == "in_place" else [])]
-        self._load(self.database, advance, flags)
-        evidence, unanalyzed = self._check(self.database)
+        load(self.database, plan.mode)
+        evidence, unanalyzed = self._check(self.database, sessions=1)
         return Restored(
             backup_id=self.manifest.id,
             database=self.database,
@@ -221,7 +191,7 @@ class Restore:
         )
 
     def _stage_and_swap(
-        self, plan: RestorePlan, staging: str, advance: Advance, clock: Callable[[], datetime]
+        self, plan: RestorePlan, staging: str, load: Load, jobs: int, clock: Callable[[], datetime]
     ) -> Restored:
         with self.server.connect(self.server.maintenance_database, lasting=True) as connection:
             try:
@@ -234,8 +204,8 @@ class Restore:
                 properties = replace(plan.properties, acl=None) if self.options.no_privileges else plan.properties
                 privileges = grants(connection, staging, properties)
                 refused = apply_properties(connection, staging, properties, rehearse=True)
-                self._load(staging, advance, [], jobs=self._jobs)
-                evidence, unanalyzed = self._check(staging)
+                load(staging, plan.mode)
+                evidence, unanalyzed = self._check(staging, sessions=jobs)
                 apply_properties(connection, staging, properties)
                 swap = Swap(self.database, staging, plan.previous_database, privileges)
                 swapped, remarks = self._swap(swap, clock)
@@ -251,10 +221,6 @@ class Restore:
             evidence=evidence,
             warnings=(*refused, *unanalyzed, *remarks),
         )
-
-    @property
-    def _is_script(self) -> bool:
-        return self.manifest.format == "plain"
 
     @property
     def _own_properties(self) -> DatabaseProperties:
@@ -276,122 +242,17 @@ class Restore:
         return swap_with_hooks(self.server, swap, self.swap_settings, self.tools)
 
     @property
-    def _jobs(self) -> int:
-        """How many sessions load: what was asked for, else several where they pay and their file has room."""
-        if self.options.jobs:
-            return self.options.jobs
-        jobs = fitting_jobs(self.manifest, processors=(os.cpu_count() or 1) if self.server.is_here else None)
-        if jobs == 1 or not self.tools.reads_files:
-            return 1
-        plain_bytes = self.manifest.dump.bytes
-        try:
-            self._staging.require_room(plain_bytes + (self.manifest.database_bytes or 2 * plain_bytes), **SPOOLED)
-        except (ConfigurationError, Refused):
-            return 1
-        return jobs
-
-    def _load(self, database: str, advance: Advance, flags: list[str], *, jobs: int = 1) -> None:
-        if self._is_script:
-            self._run_script(database, advance)
-            return
-        binaries = self.binaries
-        options = self.options
-        flags = [
-            *flags,
-            *(["--no-owner"] if options.no_owner else []),
-            *(["--no-privileges"] if options.no_privileges else []),
-            *(["--no-tablespaces"] if options.no_tablespaces else []),
-            *([f"--role={options.role}"] if options.role else []),
-            *(["--data-only", "--disable-triggers"] if self._holds_off_triggers else []),
-        ]
-        with self.repository.open(self.manifest, self.manifest.dump) as file:
-            identities = self.keys.identities if self.manifest.encryption else None
-            chunks = load(self.manifest.dump, file, advance, identities, packing=self.packing)
-            if self.manifest.format == "directory":
-                chunks = framed(chunks)
-            use_list = self.part.use_list if self.part else None
-            load_into = partial(
-                self.tools.restore, binaries, self.server, database, flags=flags, jobs=jobs, use_list=use_list
-            )
-            if jobs == 1 and not self._must_spool:
-                with load_into() as child:
-                    _feed(child, chunks)
-            elif self.manifest.format == "directory" and (jobs > 1 or self._is_reordered):
-                with self._staging.folder(self.manifest.dump.bytes, **SPOOLED) as folder:
-                    unpack(chunks, folder.path)
-                    with load_into(folder=folder) as child:
-                        _require_success(child)
-            else:
-                with self._staging.file(self.manifest.dump.bytes, **SPOOLED) as archive:
-                    for chunk in chunks:
-                        archive.write(chunk)
-                    archive.flush()
-                    with load_into(archive=archive) as child:
-                        _require_success(child)
-
-    def _run_script(self, database: str, advance: Advance) -> None:
-        """What of a plain dump is about this database, through psql, which takes none of its own commands meanwhile."""
-        options, binaries = self.options, self.binaries
-        in_one_transaction = database == self.database  # nothing else would take back a half
-        script = Script(
-            Excerpt(
-                section=self.manifest.imported.section if self.manifest.imported else "",
-                no_owner=options.no_owner,
-                no_privileges=options.no_privileges,
-                no_tablespaces=options.no_tablespaces,
-                in_one_transaction=in_one_transaction,
-            )
-        )
-        identities = self.keys.identities if self.manifest.encryption else None
-        with self.repository.open(self.manifest, self.manifest.dump) as file, ExitStack() as cleanup:
-            chunks = load(self.manifest.dump, file, advance, identities, packing=self.packing)
-            if self._must_spool:
-                spooled = cleanup.enter_context(self._staging.file(self.manifest.dump.bytes, **SPOOLED))
-                spooled.writelines(chunks)
-                spooled.seek(0)
-                chunks = iter(lambda: spooled.read(READ_BYTES), b"")
-            child = cleanup.enter_context(
-                self.tools.run_script(binaries, self.server, database, in_one_transaction=in_one_transaction)
-            )
-            _feed(child, chain(self._preamble(binaries), script.run(chunks)))
-
-    def _preamble(self, binaries: Binaries) -> Iterator[bytes]:
-        if knows_restrict(binaries):
-            yield f"\\restrict {secrets.token_hex(16)}\n".encode()
-        if self.options.role:
-            quoted = self.options.role.replace('"', '""')
-            yield f'SET ROLE "{quoted}";\n'.encode()
-
-    @property
-    def _holds_off_triggers(self) -> bool:
-        """Rows are as they were dumped: what a trigger made of them is among them. Only a superuser may do that."""
-        return self.options.data_only and self.server.info.is_superuser
-
-    @property
-    def _must_spool(self) -> bool:
-        """Several sessions read files; and nothing of a signed backup runs before all of it was seen to be it.
-
-        The storage could hand out one dump to be hashed and another one to be loaded.
-        """
-        return self.options.jobs > 1 or bool(self.keys.trusted) or self._is_reordered
-
-    @property
-    def _is_reordered(self) -> bool:
-        """Whether the archive is not read from its beginning to its end."""
-        return self.part is not None and self.part.is_reordered
-
-    @property
     def _staging(self) -> Staging:
         return self.staging or Staging(self.state_path / SPOOL)
 
-    def _check(self, database: str) -> tuple[str, list[str]]:
+    def _check(self, database: str, *, sessions: int) -> tuple[str, list[str]]:
         """Compare the copy with the facts and gather its statistics; the evidence that this is, and remarks."""
         facts = self.facts
         with self.server.connect(database) as connection:
             differences = compare(facts, present_facts(connection, database, facts.level))
             if differences:
                 raise CopyDiffers(differences)
-            remarks = gather_statistics(connection)
+        remarks = gather_statistics(self.server, database, sessions=sessions)
         level = facts.level if self.part is None or self.part.with_rows else "none"
         return {"none": "restored", "counts": "counted", "content": "content"}[level], remarks
 
@@ -432,20 +293,3 @@ def _run_first_hook(tools: Tools, command: str) -> None:
         tools.run_hook(command)
     except OpsctlError as error:
         raise RestoreFailed(f"{error.message} The swap did not happen.", hint=error.hint) from error
-
-
-def _feed(child: Child, chunks: Iterator[bytes]) -> None:
-    """Everything into pg_restore; when it has closed its input, its own error says why."""
-    with suppress(BrokenPipeError):
-        for chunk in chunks:
-            child.write(chunk)
-    child.close_stdin()
-    _require_success(child)
-    for _rest in chunks:  # it may end before the archive does; the digests cover everything
-        pass
-
-
-def _require_success(child: Child) -> None:
-    if child.finish() != 0:
-        damaged = any(child.said(sign) for sign in ARCHIVE_IS_DAMAGED)
-        raise child.failure(BackupDamaged if damaged else RestoreFailed, "and what it had loaded is gone again")

@@ -151,23 +151,6 @@ class RestorePlan:
         return self.mode in {"swap", "in_place"}
 
 
-LARGE_BYTES = 64 << 20
-"""From this size on several sessions load a dump, where nobody says how many."""
-
-SEVERAL_JOBS = 4
-"""So many then, where there are as many processors: with two, what they gain goes into writing the file they read."""
-
-
-def fitting_jobs(manifest: Manifest, *, processors: int | None) -> int:
-    """How many sessions load best, by the processors of the server; of another host's nothing is known.
-
-    Several read the plain dump from a file. What was encrypted lies nowhere in plain text unless somebody asks for it.
-    """
-    dump = manifest.dump
-    is_large = manifest.format != "plain" and dump.bytes >= LARGE_BYTES
-    return SEVERAL_JOBS if is_large and not dump.is_encrypted and (processors or 1) >= SEVERAL_JOBS else 1
-
-
 def plan_restore(
     manifest: Manifest,
     target: Target,

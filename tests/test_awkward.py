@@ -93,7 +93,8 @@ def test_everything_comes_back(run_opsctl, cluster_of, new_database, facts_of, o
         assert definitions_of(restored) == definitions
 
 
-def test_statistics_that_cannot_be_gathered_fail_no_restore(run_opsctl, database, facts_of):
+@pytest.mark.parametrize("jobs", [(), ("--jobs", "2")])
+def test_statistics_that_cannot_be_gathered_fail_no_restore(run_opsctl, database, facts_of, jobs):
     """A partition on a server that does not answer: the copy is swapped in, and 3 says what lacks statistics."""
     database.execute(
         """CREATE FOREIGN DATA WRAPPER nobody; CREATE SERVER elsewhere FOREIGN DATA WRAPPER nobody;
@@ -105,7 +106,7 @@ def test_statistics_that_cannot_be_gathered_fail_no_restore(run_opsctl, database
     )
     facts = facts_of(database)
     backed_up(run_opsctl, database)
-    run = run_opsctl("restore", "latest", "--yes", database.name, "--json")
+    run = run_opsctl("restore", "latest", "--yes", database.name, "--json", *jobs)
 
     assert run.returncode == 3, run
     assert run.json["result"]["swapped"]

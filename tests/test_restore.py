@@ -261,6 +261,20 @@ def test_leftovers_of_interrupted_restores_are_removed(run_opsctl, back_up, data
     assert look_alike in left
 
 
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_every_table_of_a_copy_has_statistics(run_opsctl, back_up, rich, jobs):
+    """The planner knows the copy from its first query on: tables, partitions, their parents, materialized views."""
+    back_up(rich)
+    copy = replace(rich, name=f"{rich.name}_copy{jobs}")
+    run = run_opsctl("restore", "latest", "--into", copy.name, "--jobs", jobs)
+
+    assert run.returncode == 0, run
+    analyzed = "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'p', 'm') AND reltuples {} ORDER BY 1"
+    assert copy.execute(analyzed.format("< 0")) == []
+    assert copy.execute("SELECT count(*) FROM pg_class WHERE relkind = 'p'") != [(0,)]
+    assert copy.execute("SELECT count(*) FROM pg_stats WHERE schemaname NOT LIKE 'pg_%' AND inherited") != [(0,)]
+
+
 def test_temporary_files_of_jobs_are_gone(run_opsctl, back_up, rich):
     """``--jobs`` spools the archive below the state folder, in a file without a name: nothing is left."""
     back_up(rich)

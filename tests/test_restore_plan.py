@@ -22,7 +22,7 @@ from opsctl.manifest import (
 from opsctl.postgres.swap import cut, is_ours, previous_name, put_aside_at, staging_name
 from opsctl.postgres.target import LiveDatabase, Target
 from opsctl.repository import Repository
-from opsctl.restore_plan import LARGE_BYTES, SMALL_BYTES, Obstacle, RestoreOptions, fitting_jobs, plan_restore
+from opsctl.restore_plan import SMALL_BYTES, Obstacle, RestoreOptions, plan_restore
 from opsctl.restore_time import expected_time, in_proportion
 from opsctl.storage.local import LocalStorage
 
@@ -413,23 +413,3 @@ def test_long_names_stay_apart(databases):
     """Two databases never share the names of ours, however much of their names is the same."""
     shortened = {cut("x" * 40 + each) for each in databases}
     assert len(shortened) == len(databases)
-
-
-@pytest.mark.parametrize(
-    ("changes", "processors", "jobs"),
-    [
-        ({}, 4, 4),
-        ({}, 64, 4),
-        ({}, 2, 1),
-        ({}, None, 1),
-        ({"files": (StoredFile("dump.zst", LARGE_BYTES - 1, 100, "0", "0"),)}, 8, 1),
-        ({"files": (StoredFile("dump.zst.age", LARGE_BYTES, 100, "0", "0"),)}, 8, 1),
-        ({"format": "directory"}, 8, 4),
-        ({"format": "plain"}, 8, 1),
-    ],
-)
-def test_several_sessions_load_where_they_pay(changes, processors, jobs):
-    """A large dump, four processors and more, a server whose processors are known; what was encrypted stays so."""
-    large = replace(MANIFEST, files=(StoredFile("dump.zst", LARGE_BYTES, 100, "0", "0"),))
-
-    assert fitting_jobs(replace(large, **changes), processors=processors) == jobs

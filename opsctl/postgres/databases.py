@@ -70,33 +70,6 @@ def create_bare_roles(superuser: "Server", roles: Iterable[str], *, loader: str)
             connection.execute(SQL("grant {} to {}").format(Identifier(role), Identifier(loader)))
 
 
-def gather_statistics(connection: "Connection") -> list[str]:
-    """ANALYZE everything; what was refused is returned, named: a foreign partition's server may be out of reach."""
-    import psycopg
-
-    try:
-        connection.execute("analyze")
-        return []
-    except psycopg.Error as error:
-        if error.sqlstate is None:
-            raise  # the connection is gone
-    refused = []
-    tables = rows(
-        connection,
-        """select textsend(quoted), quoted from pg_class c join pg_namespace n on n.oid = relnamespace,
-                  format('%I.%I', nspname, relname) as quoted
-           where relkind in ('r', 'm', 'p') and relpersistence <> 't' order by c.oid""",
-    )
-    for quoted, name in tables:
-        try:
-            connection.execute(b"analyze " + quoted)
-        except psycopg.Error as error:
-            if error.sqlstate is None:
-                raise
-            refused.append(f"{name} has no statistics: {error.diag.message_primary}")
-    return refused
-
-
 def apply_properties(
     connection: "Connection", name: str, properties: DatabaseProperties, *, rehearse: bool = False
 ) -> list[str]:
