@@ -8,6 +8,7 @@ times depend on the machine. Everything that was made is removed at the end, als
 import argparse
 import compileall
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -67,7 +68,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often each command runs (default: 3)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="sessions of what can have several")
     parser.add_argument("--parts", default=",".join(PARTS), help="what is measured (default: all: %(default)s)")
-    parser.add_argument("--only", default="", help="only the commands whose name has this text in it")
+    parser.add_argument("--only", default="", help="only the commands in whose name this regular expression is found")
     parser.add_argument("--folder", type=Path, help="where servers and dumps live (default: where temporary files go)")
     parser.add_argument("--keep", type=Path, help="keep the databases in this folder, and use those that are there")
     parser.add_argument("--fill", action="store_true", help="only make the databases that --keep keeps")
@@ -139,7 +140,7 @@ class _Rounds:
     def part(self, title: str, several: Iterable[Contender], *, rounds: int | None = None) -> None:
         if title not in self._options.parts:
             return
-        wanted = [each for each in several if self._options.only in each.name and self._is_there(each)]
+        wanted = [each for each in several if re.search(self._options.only, each.name) and self._is_there(each)]
         samples: dict[str, list[Sample]] = {each.name: [] for each in wanted}
         for number in range(rounds or self._options.rounds):
             began = time.monotonic()

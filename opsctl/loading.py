@@ -10,6 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import IO, TypedDict
 
+from opsctl.dumps.contents import contents_of
 from opsctl.dumps.script import Excerpt, Script
 from opsctl.dumps.selection import Selected
 from opsctl.errors import BackupDamaged, ConfigurationError, OpsctlError, Refused, RestoreFailed
@@ -59,14 +60,10 @@ IN_ONE_TRANSACTION: set[Mode] = {"fill", "in_place"}
 """Straight into a database that is there: it succeeds as a whole or changes nothing."""
 
 
-def fitting_jobs(manifest: Manifest, *, processors: int | None) -> int:
-    """How many sessions load best, by the processors of the server; of another host's nothing is known.
-
-    Several read the plain dump from a file. What was encrypted lies nowhere in plain text unless somebody asks for it.
-    """
-    dump = manifest.dump
-    is_large = manifest.format != "plain" and dump.bytes >= LARGE_BYTES
-    return min(MOST_JOBS, processors or 1) if is_large and not dump.is_encrypted else 1
+def fitting_sessions(manifest: Manifest, *, processors: int | None) -> int:
+    """How many sessions suit a dump, by the processors of the server; of another host's nothing is known."""
+    is_large = manifest.format != "plain" and manifest.dump.bytes >= LARGE_BYTES
+    return min(MOST_JOBS, processors or 1) if is_large else 1
 
 
 class _Files(TypedDict, total=False):
@@ -101,12 +98,21 @@ class Loading:
         return self.tools.for_restore(archive_major=self.manifest.pg_dump_major, server_major=self.server.info.major)
 
     @property
+    def sessions(self) -> int:
+        """How many sessions do what reads nothing of the dump: make indexes, check constraints, gather statistics."""
+        processors = (os.cpu_count() or 1) if self.server.is_here else None
+        return self.options.jobs or fitting_sessions(self.manifest, processors=processors)
+
+    @property
     def jobs(self) -> int:
-        """How many sessions load: what was asked for, else several where they pay and their file has room."""
-        if self.options.jobs:
-            return self.options.jobs
-        jobs = fitting_jobs(self.manifest, processors=(os.cpu_count() or 1) if self.server.is_here else None)
-        if jobs == 1 or not self.tools.reads_files:
+        """How many sessions load rows: what was asked for, else several where the file that they read may lie here.
+
+        There has to be room for it, and what was encrypted lies nowhere in plain text unless somebody asks for that.
+        """
+        jobs = self.sessions
+        if self.options.jobs or jobs == 1:
+            return jobs
+        if self.manifest.dump.is_encrypted or not self.tools.reads_files:
             return 1
         plain_bytes = self.manifest.dump.bytes
         try:
@@ -191,8 +197,27 @@ class Loading:
             if self.is_script:
                 self._run_script(database, mode, chunks)
                 return
-            with self._pg_restore(database, mode) as child:
-                _feed(child, chunks)
+            beginning = _beginning(chunks) if self._indexes_apart(mode) else None
+            if beginning is None or not beginning.is_complete:
+                with self._pg_restore(database, mode) as child:
+                    _feed(child, chain(beginning.chunks if beginning else (), chunks))
+                return
+            with self._pg_restore(database, mode, "--section=pre-data", "--section=data") as child:
+                _feed(child, chain(beginning.chunks, chunks))
+        # What is left is in the contents alone: they lie in memory, whatever may not be on a disk.
+        with os.fdopen(os.memfd_create("contents"), "w+b") as contents:
+            contents.writelines(beginning.chunks)
+            contents.flush()
+            with (
+                _growth(self.server, database, start_progress("indexing", self.manifest.restored_bytes)),
+                self._pg_restore(database, mode, "--section=post-data", jobs=self.sessions, archive=contents) as child,
+            ):
+                _require_success(child)
+
+    def _indexes_apart(self, mode: Mode) -> bool:
+        """Whether several sessions make the indexes of what one has loaded."""
+        is_whole = self.part is None and mode not in IN_ONE_TRANSACTION
+        return self.sessions > 1 and is_whole and self.manifest.format == "custom" and self.tools.reads_files
 
     def _unpacked(self, start_progress: StartProgress, jobs: int, files: _Files, database: str, mode: Mode) -> None:
         with (
@@ -206,13 +231,14 @@ class Loading:
         self,
         database: str,
         mode: Mode,
-        *,
+        *more: str,
         jobs: int = 1,
         archive: IO[bytes] | None = None,
         folder: StagingFolder | None = None,
     ) -> Iterator[Child]:
         options = self.options
         flags = [
+            *more,
             *(["--single-transaction"] if mode in IN_ONE_TRANSACTION else []),
             *(["--clean", "--if-exists"] if mode == "in_place" else []),
             *(["--no-owner"] if options.no_owner else []),
@@ -256,6 +282,29 @@ class Loading:
         if self.options.role:
             quoted = self.options.role.replace('"', '""')
             yield f'SET ROLE "{quoted}";\n'.encode()
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The first chunks of an archive, as far as its contents go; ``is_complete`` where those could be read."""
+
+    chunks: list[bytes]
+    is_complete: bool
+
+
+def _beginning(chunks: Iterator[bytes]) -> _Beginning:
+    seen: list[bytes] = []
+
+    def kept() -> Iterator[bytes]:
+        for chunk in chunks:
+            seen.append(chunk)
+            yield chunk
+
+    try:
+        contents_of(kept(), "UTF8", is_tar=False)
+    except BackupDamaged:  # or newer than we know: pg_restore says which
+        return _Beginning(seen, is_complete=False)
+    return _Beginning(seen, is_complete=True)
 
 
 def _feed(child: Child, chunks: Iterator[bytes]) -> None:

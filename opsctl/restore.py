@@ -172,7 +172,7 @@ class Restore:
                 if plan.staging_database is None:
                     restored = self._overwrite(plan, load)
                 else:
-                    restored = self._stage_and_swap(plan, plan.staging_database, load, jobs, clock)
+                    restored = self._stage_and_swap(plan, plan.staging_database, load, clock)
         seconds = round(time.monotonic() - started, 3)
         return plan, replace(restored, seconds=seconds, removed_leftovers=tuple(leftovers))
 
@@ -190,9 +190,7 @@ class Restore:
             warnings=tuple(unanalyzed),
         )
 
-    def _stage_and_swap(
-        self, plan: RestorePlan, staging: str, load: Load, jobs: int, clock: Callable[[], datetime]
-    ) -> Restored:
+    def _stage_and_swap(self, plan: RestorePlan, staging: str, load: Load, clock: Callable[[], datetime]) -> Restored:
         with self.server.connect(self.server.maintenance_database, lasting=True) as connection:
             try:
                 # The backup's encoding and locale, the live database's owner.
@@ -205,7 +203,7 @@ class Restore:
                 privileges = grants(connection, staging, properties)
                 refused = apply_properties(connection, staging, properties, rehearse=True)
                 load(staging, plan.mode)
-                evidence, unanalyzed = self._check(staging, sessions=jobs)
+                evidence, unanalyzed = self._check(staging, sessions=self.loading.sessions)
                 apply_properties(connection, staging, properties)
                 swap = Swap(self.database, staging, plan.previous_database, privileges)
                 swapped, remarks = self._swap(swap, clock)
