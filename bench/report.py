@@ -1,7 +1,7 @@
 """What was measured, as medians and ratios with their spread: docs/benchmarks.md, made of bench/results.json. Pure."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -77,8 +77,16 @@ def spread(values: Sequence[float]) -> Spread:
 
 def ratios(of: Sequence[float], by: Sequence[Sequence[float]]) -> Spread:
     """Round by round, ``of`` divided by the best of the others in that round: a busy moment falls on all of them."""
-    best = [min(each) for each in zip(*by, strict=True)]
-    return spread([mine / other for mine, other in zip(of, best, strict=True)])
+    return spread([mine / best for mine, best in _beside_the_best(of, by)])
+
+
+def differences(of: Sequence[float], by: Sequence[Sequence[float]]) -> Spread:
+    """The same, but what ``of`` takes more than the best of the others."""
+    return spread([mine - best for mine, best in _beside_the_best(of, by)])
+
+
+def _beside_the_best(of: Sequence[float], by: Sequence[Sequence[float]]) -> Iterator[tuple[float, float]]:
+    return zip(of, map(min, zip(*by, strict=True)), strict=True)
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,8 @@ def judge(wanted: Sequence[Target], samples: Mapping[str, Sequence[Sample]]) -> 
             continue
         mine = _amounts(target, samples[target.of])
         if target.by:
-            found.append(Verdict(target, ratios(mine, [_amounts(target, samples[name]) for name in names])))
+            compared = differences if target.is_difference else ratios
+            found.append(Verdict(target, compared(mine, [_amounts(target, samples[name]) for name in names])))
         else:
             worst = max(mine) if target.amount == "python_bytes" else None
             found.append(Verdict(target, spread([worst] if worst is not None else mine)))

@@ -13,18 +13,22 @@ Amount = Literal["seconds", "stored_bytes", "python_bytes"]
 
 @dataclass(frozen=True)
 class Target:
-    """``of`` divided by the best of ``by`` is at most ``most``; without ``by`` it is an amount of its own."""
+    """``of`` divided by the best of ``by`` is at most ``most``; without ``by`` it is an amount of its own.
+
+    ``is_difference``: less the best of ``by``, instead of divided by it.
+    """
 
     what: str
     of: str
     most: float
     by: tuple[str, ...] = ()
     amount: Amount = "seconds"
+    is_difference: bool = False
 
 
 def targets(jobs: int, backups: int) -> list[Target]:
     """All of them; those whose contenders were not run are not judged."""
-    listed = f"opsctl list, {backups:,} backups"
+    listed, planned = (f"opsctl {words}, {backups:,} backups" for words in ("list", "prune --dry-run"))
     return [
         Target("backup against the limit", BACKUP, 1.1, (LIMIT,)),
         Target("backup against `pg_dump -Fc`", BACKUP, 0.33, ("pg_dump -Fc",)),
@@ -44,6 +48,7 @@ def targets(jobs: int, backups: int) -> list[Target]:
         ),
         Target("verify against a restore", "opsctl verify", 1 / 3, ("opsctl restore",)),
         Target("list (seconds)", listed, 1.0),
+        Target("planning a prune on top (seconds)", planned, 0.5, (listed,), is_difference=True),
         Target("list of a bucket (seconds)", f"{listed} in S3", 3.0),
         Target("`opsctl --help` against Typer's hello", "opsctl --help", 1.3, (HELLO,)),
         Target("`opsctl config show` against Typer's hello", "opsctl config show", 2.5, (HELLO,)),

@@ -4,7 +4,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -169,14 +169,14 @@ class Loading:
         advance = start_progress("unpacking", dump.bytes)
         if self.manifest.format == "directory" and (jobs > 1 or self._is_reordered):
             with self.staging.folder(dump.bytes, **SPOOLED) as folder:
-                with self._plain(advance) as chunks:
+                with self._plain(advance) as chunks, self.staging.mapped():
                     unpack(chunks, folder.path)
                 yield partial(self._unpacked, start_progress, jobs, {"folder": folder})
             return
         with self.staging.file(dump.bytes, **SPOOLED) as archive:
-            with self._plain(advance) as chunks:
+            with self._plain(advance) as chunks, self.staging.mapped():
                 archive.writelines(chunks)
-            archive.flush()
+                archive.flush()
             if self.is_script:
                 archive.seek(0)
                 pieces = iter(lambda: archive.read(READ_BYTES), b"")
@@ -188,8 +188,10 @@ class Loading:
     def _plain(self, advance: Advance) -> Iterator[Iterator[bytes]]:
         """The plain dump, checked while it is read."""
         identities = self.keys.identities if self.manifest.encryption else None
-        with self.source.open(self.manifest, self.manifest.dump) as file:
-            chunks = load(self.manifest.dump, file, advance, identities, packing=self.packing)
+        with (
+            self.source.open(self.manifest, self.manifest.dump) as file,
+            closing(load(self.manifest.dump, file, advance, identities, packing=self.packing)) as chunks,
+        ):
             yield framed(chunks) if self.manifest.format == "directory" else chunks
 
     def _streamed(self, start_progress: StartProgress, database: str, mode: Mode) -> None:
@@ -343,4 +345,4 @@ def _growth(server: Server, database: str, advance: Advance) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(LOOK_SECONDS)  # a server that hangs is no reason to wait

@@ -75,7 +75,7 @@ class Staging:
 
     def require_room(self, needed_bytes: int, *, doing: str, hint: str) -> None:
         """Raises Refused when ``needed_bytes`` of disk are not free, ConfigurationError where there can be no files."""
-        with self._mapped():
+        with self.mapped():
             there = next(each for each in (self.path, *self.path.parents) if each.exists())
             status = os.statvfs(there)
         free = status.f_bavail * status.f_frsize
@@ -87,14 +87,14 @@ class Staging:
 
     def _prepare(self, needed_bytes: int, *, doing: str, hint: str) -> None:
         self.remove_leftovers()
-        with self._mapped():
+        with self.mapped():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.require_room(needed_bytes, doing=doing, hint=hint)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """One at a time: a folder that was just made is not locked yet."""
-        with self._mapped():
+        with self.mapped():
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -103,7 +103,8 @@ class Staging:
                 os.close(descriptor)
 
     @contextmanager
-    def _mapped(self) -> Iterator[None]:
+    def mapped(self) -> Iterator[None]:
+        """What the disk refuses, a file that has no room any more included, as ConfigurationError."""
         try:
             yield
         except OSError as error:

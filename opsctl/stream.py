@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO, Literal, Protocol, cast
 
 from opsctl.background import ahead
 from opsctl.encryption import IDENTITY_HINT, Identities, NotIntact, Recipients, decrypted, encrypted
-from opsctl.errors import BackupDamaged, ConfigurationError
+from opsctl.errors import BackupDamaged, ConfigurationError, RepositoryUnreachable
 from opsctl.manifest import StoredFile
 
 READ_BYTES = 1 << 20
@@ -96,7 +96,7 @@ def load(
     identities: Identities | None = None,
     *,
     packing: Packing | None = None,
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """The plain bytes of a stored file, checked against the manifest while they pass.
 
     ``packing``: of a file that opsctl did not write.
@@ -119,7 +119,7 @@ def load(
 def _plain_pieces(
     file: StoredFile, reader: BinaryIO, stored: "_Digest", identities: Identities | None, packing: Packing | None
 ) -> Generator[bytes, None, None]:
-    pieces = _stored_pieces(reader, stored)
+    pieces = _stored_pieces(file.name, reader, stored)
     if file.is_encrypted:
         if identities is None:
             raise ConfigurationError(f"{file.name} is encrypted, and no identity is configured.", hint=IDENTITY_HINT)
@@ -188,10 +188,16 @@ class Reader(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-def _stored_pieces(reader: Reader, stored: "_Digest") -> Generator[bytes, None, None]:
-    while piece := reader.read(READ_BYTES):
-        stored.update(piece)
-        yield piece
+def _stored_pieces(name: str, reader: Reader, stored: "_Digest") -> Generator[bytes, None, None]:
+    """The bytes of a stored file. Raises RepositoryUnreachable for what the disk does not give back."""
+    try:
+        while piece := reader.read(READ_BYTES):
+            stored.update(piece)
+            yield piece
+    except OSError as error:
+        raise RepositoryUnreachable(
+            f"{name} cannot be read to its end: {error.strerror or error}.", hint="Is the disk mounted and healthy?"
+        ) from error
 
 
 def check_stored(file: StoredFile, reader: Reader, advance: Advance, writer: Writer | None = None) -> None:
@@ -200,7 +206,7 @@ def check_stored(file: StoredFile, reader: Reader, advance: Advance, writer: Wri
     Raises BackupDamaged, after what is damaged has been written.
     """
     stored = _Digest()
-    for piece in _stored_pieces(reader, stored):
+    for piece in _stored_pieces(file.name, reader, stored):
         if writer is not None:
             writer.write(piece)
         advance(len(piece))

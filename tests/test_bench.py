@@ -2,7 +2,7 @@
 
 from bench import report
 from bench.measure import Sample
-from bench.report import Part, Results, judge, merged, page, parsed, ratios
+from bench.report import Part, Results, differences, judge, merged, page, parsed, ratios
 from bench.targets import BACKUP, LIMIT, MIB, Target
 
 
@@ -21,6 +21,13 @@ def test_a_ratio_is_of_two_runs_of_one_round():
     assert (found.median, found.least, found.most) == (2 / 3, 0.5, 1.5)
     assert found.text() == "0.67 (0.50 to 1.50)"
     assert ratios([1.0], [[2.0]]).text() == "0.50"
+
+
+def test_a_difference_is_of_two_runs_of_one_round_too():
+    """What comes on top of another command."""
+    found = differences([3.0, 5.0, 4.0], [[2.0, 4.5, 3.5]])
+
+    assert (found.median, found.least, found.most) == (0.5, 0.5, 1.0)
 
 
 def test_a_target_is_judged_by_the_median_as_it_is_shown():

@@ -1,6 +1,7 @@
 """How a dump is loaded: by one session while it is read, or by several from a file."""
 
 import os
+import resource
 import shlex
 import subprocess
 from dataclasses import replace
@@ -111,3 +112,25 @@ def test_a_large_dump_is_loaded_by_as_many_as_may(run_opsctl, rich, facts_of, sc
         (everything,) = calls()
         assert "--section" not in everything
         assert several in everything
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("jobs_of_dump", [1, 2], ids=["custom", "directory"])
+def test_a_disk_that_fills_up_meanwhile(run_opsctl, saas, databases_like, jobs_of_dump):
+    """One line that names the folder and what to do, nothing created, nothing left."""
+    (run_opsctl.work / "opsctl.toml").write_text(
+        f'[databases."{saas.name}"]\nurl = "{saas.url}"\njobs = {jobs_of_dump}\n'
+    )
+    assert run_opsctl("backup").returncode == 0
+    before = databases_like(saas)
+    limit = (1 << 20, resource.RLIM_INFINITY)
+    run = run_opsctl(
+        *("restore", "latest", "--into", f"{saas.name}_copy", "--jobs", "2", "--json"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+
+    assert (run.returncode, run.json["error"]["code"]) == (10, "configuration"), run
+    assert "spool, cannot be used: File too large" in run.json["error"]["message"]
+    assert "staging_path" in run.json["error"]["hint"]
+    assert databases_like(saas) == before
+    assert list((run_opsctl.state / "spool").iterdir()) == []

@@ -95,3 +95,17 @@ def test_a_disk_that_turns_read_only_in_the_middle(run_opsctl, saas, binaries, t
         assert run_opsctl("backup").returncode == 0
     finally:
         subprocess.run(["umount", "--lazy", view], check=True)
+
+
+def test_a_dump_that_the_disk_does_not_give_back(run_opsctl, saas):
+    """EIO in the middle of reading: exit code 13, named; a verification says nothing about the backup then."""
+    assert run_opsctl("backup", url=saas.url).returncode == 0
+    (dump,) = (run_opsctl.work / "backups").glob("*/*/dump.zst")
+    dump.unlink()
+    dump.symlink_to("/proc/self/mem")  # whoever reads its beginning gets EIO
+    restored = run_opsctl("restore", "latest", "--into", f"{saas.name}_copy", "--json", url=saas.url)
+    verified = run_opsctl("verify", "--json", url=saas.url)
+
+    assert (restored.returncode, restored.json["error"]["code"]) == (13, "repository_unreachable"), restored
+    assert "dump.zst cannot be read to its end: Input/output error" in restored.json["error"]["message"]
+    assert [each["outcome"] for each in verified.json["result"]["backups"]] == ["unknown"], verified
