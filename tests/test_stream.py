@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opsctl.errors import BackupDamaged
+from opsctl.errors import BackupDamaged, RepositoryUnreachable
 from opsctl.stream import Compression, check_stored, load, store
 
 SINGLE = Compression(level=1, threads=1)
@@ -129,7 +129,7 @@ def test_the_reader_that_fails_is_not_called_damage():
         def read(self, size=-1):
             raise TimeoutError("the disk does not answer")
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(RepositoryUnreachable, match=r"dump\.zst cannot be read to its end: the disk does not answer"):
         list(load(FILE, Failing(), lambda _count: None))
 
 
