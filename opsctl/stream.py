@@ -20,8 +20,9 @@ from opsctl.errors import BackupDamaged, ConfigurationError, RepositoryUnreachab
 from opsctl.manifest import StoredFile
 
 READ_BYTES = 1 << 20
-JOB_BYTES = 1 << 21
-"""What one compression thread is given at a time. zstd's own choice is 8 MiB: with four threads 50 MiB more memory."""
+JOB_BYTES = 4 << 20
+"""What one compression thread is given at a time. With 2 MiB the threads wait for each other, and pg_dump for them: a
+tenth of the time. zstd's own choice is 8 MiB: no faster, and 30 MiB more memory."""
 
 MAX_THREADS = 4
 
