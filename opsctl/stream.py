@@ -102,6 +102,8 @@ def load(
 
     ``packing``: of a file that opsctl did not write.
 
+    A thread reads ahead: close it before its ``reader``, when not all of it is used.
+
     Raises BackupDamaged as soon as the damage shows; the digests are complete only after the last piece, so what was
     made of the pieces before is worth nothing when it raises. Raises ConfigurationError when no identity opens it.
     """

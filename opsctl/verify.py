@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from opsctl.background import in_background
 from opsctl.catalog import Backup
@@ -149,9 +150,9 @@ def _check_decoded(
     advance = start_progress("decoding", manifest.dump.bytes)
     try:
         with (
-            repository.open(manifest, manifest.dump) as file,
+            _plain(manifest, repository, advance, identities) as chunks,
             tools.decode(binaries) as child,
-            Feeding(child, _plain(manifest, file, advance, identities)),
+            Feeding(child, chunks),
         ):
             counted = count_rows(child.chunks(), manifest.facts.database.encoding)
             code = child.finish()
@@ -172,8 +173,8 @@ def _check_imported(
     """The same for a dump that opsctl did not take: read as it was when it was imported."""
     advance = start_progress("decoding", manifest.dump.bytes)
     try:
-        with repository.open(manifest, manifest.dump) as file:
-            counted = count_imported(manifest, _plain(manifest, file, advance, identities), tools)
+        with _plain(manifest, repository, advance, identities) as chunks:
+            counted = count_imported(manifest, chunks, tools)
     except (BackupDamaged, Refused) as error:
         return [error.message]
     return list(_differences(manifest.facts, counted))
@@ -187,10 +188,10 @@ def check_schema(
     expected = manifest.facts.schema_sha256
     if binaries is None or expected is None:
         return
-    with repository.open(manifest, manifest.dump) as file, tools.schema(binaries) as child:
+    with _plain(manifest, repository, lambda _count: None, identities) as chunks, tools.schema(binaries) as child:
         reader = ContentsReader(child)
         sql = in_background(reader.listing)
-        for chunk in _plain(manifest, file, lambda _count: None, identities):
+        for chunk in chunks:
             reader.feed(chunk)
             if not reader.is_open:
                 break
@@ -204,9 +205,16 @@ def check_schema(
             yield "the definitions of tables and other objects in the dump are not those of the manifest"
 
 
-def _plain(manifest: Manifest, file: BinaryIO, advance: Advance, identities: Identities | None) -> Iterator[bytes]:
-    chunks = load(manifest.dump, file, advance, identities)
-    return framed(chunks) if manifest.format == "directory" else chunks
+@contextmanager
+def _plain(
+    manifest: Manifest, repository: Repository, advance: Advance, identities: Identities | None
+) -> Iterator[Iterator[bytes]]:
+    """The plain dump, checked while it is read."""
+    with (
+        repository.open(manifest, manifest.dump) as file,
+        closing(load(manifest.dump, file, advance, identities)) as chunks,
+    ):
+        yield framed(chunks) if manifest.format == "directory" else chunks
 
 
 def count_rows(chunks: Iterable[bytes], encoding: str = "UTF8") -> dict[tuple[str, str], int]:

@@ -1,4 +1,5 @@
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -271,8 +272,11 @@ def _write_dump(session: "Session", repository: "Repository", manifest: "Manifes
 
     advance = session.progress(f"Exporting {manifest.id}", manifest.dump.bytes)
     identities = session.keys.identities if manifest.encryption else None
-    with repository.open(manifest, manifest.dump) as stored:
-        for chunk in load(manifest.dump, stored, advance, identities):
+    with (
+        repository.open(manifest, manifest.dump) as stored,
+        closing(load(manifest.dump, stored, advance, identities)) as chunks,
+    ):
+        for chunk in chunks:
             sink.write(chunk)
         sink.flush()
 

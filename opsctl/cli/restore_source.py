@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,8 +104,10 @@ def part_of(session: "Session", source: RestoreSource, wanted: "Selection") -> "
             hint="Restore it --into a database beside, and copy the tables from there.",
         )
     identities = session.keys.identities if manifest.encryption else None
-    with source.source.open(manifest, manifest.dump) as file:
-        chunks = load(manifest.dump, file, lambda _count: None, identities, packing=source.packing)
+    with (
+        source.source.open(manifest, manifest.dump) as file,
+        closing(load(manifest.dump, file, lambda _count: None, identities, packing=source.packing)) as chunks,
+    ):
         entries = contents_of(chunks, manifest.facts.database.encoding, is_tar=manifest.format == "directory")
     return select(entries, wanted)
 

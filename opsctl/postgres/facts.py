@@ -55,11 +55,15 @@ LARGE_OBJECTS = f"""
 
 TABLES = """
     from pg_class c join pg_namespace n on n.oid = relnamespace, format('%%I.%%I', nspname, relname) as quoted
-    where relpersistence <> 't' and nspname !~ '^pg_' and nspname <> 'information_schema'
+    where relpersistence <> 't' and not (relpersistence = 'u' and pg_is_in_recovery())
+      and nspname !~ '^pg_' and nspname <> 'information_schema'
       and not exists (select from pg_depend d join pg_extension e on e.oid = d.refobjid
                       where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e'
                         and not coalesce(c.oid = any(e.extconfig), false))"""
-"""Where pg_dump looks: a database's own tables, and of extensions those with configuration data."""
+"""Where pg_dump looks: a database's own tables, and of extensions those with configuration data.
+
+On a standby unlogged tables have no rows, and nobody may look.
+"""
 
 
 @dataclass(frozen=True)
