@@ -1,5 +1,6 @@
 """Databases: each test's own, copied from a template and gone with the test."""
 
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -122,6 +123,18 @@ def facts_of() -> Callable[[Database], Any]:
             return present_facts(connection, database.name, "content")
 
     return present
+
+
+@pytest.fixture
+def schema_of(binaries: Any) -> Callable[[Database], list[str]]:
+    """What ``pg_dump --schema-only`` writes of a database, without the key of this very run."""
+
+    def lines(database: Database) -> list[str]:
+        command = [binaries.path("pg_dump"), "--schema-only", f"--dbname={database.url}"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return [line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+
+    return lines
 
 
 @pytest.fixture

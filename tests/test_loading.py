@@ -3,7 +3,6 @@
 import os
 import resource
 import shlex
-import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -48,16 +47,6 @@ MANIFEST = Manifest(
 def test_several_sessions_work_where_they_pay(changes, processors, jobs):
     """A large dump, and a session for each processor, where those are known."""
     assert fitting_sessions(replace(MANIFEST, **changes), processors=processors) == jobs
-
-
-@pytest.fixture
-def schema_of(binaries):
-    def lines(database):
-        command = [binaries.path("pg_dump"), "--schema-only", f"--dbname={database.url}"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        return [line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
-
-    return lines
 
 
 @pytest.fixture

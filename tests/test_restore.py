@@ -1,7 +1,6 @@
 """`opsctl restore`: everything comes back, nothing happens unasked, and a failure changes nothing."""
 
 import shutil
-import subprocess
 import uuid
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,18 +9,6 @@ import psycopg  # noqa: TID253
 import pytest
 
 pytestmark = pytest.mark.end_to_end
-
-
-@pytest.fixture
-def schema_of(binaries):
-    """What ``pg_dump --schema-only`` writes of a database, without the key of this very run."""
-
-    def lines(database):
-        command = [binaries.path("pg_dump"), "--schema-only", f"--dbname={database.url}"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        return [line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
-
-    return lines
 
 
 def properties_of(database, name=None):
