@@ -36,8 +36,9 @@ def count_live(
         if left <= 0:
             continue
         try:
-            connection.execute(f"set statement_timeout = {max(1, int(left * 1000))}")
-            counted[table.schema, table.name] = count_table(connection, table, "counts").rows
+            with connection.transaction():  # the limit ends with it: what is asked next has its own time
+                connection.execute(f"set local statement_timeout = {max(1, int(left * 1000))}")
+                counted[table.schema, table.name] = count_table(connection, table, "counts").rows
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
             del counted[table.schema, table.name]
         except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
