@@ -1,10 +1,9 @@
-"""The example's API: `/health`, and `/users` as JSON. With an address as its argument it asks that one, and ends."""
+"""The example's API: `/health`, and `/users` as JSON."""
 
 import json
 import os
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.request import urlopen
 
 import psycopg
 
@@ -37,7 +36,4 @@ class Api(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        urlopen(sys.argv[1], timeout=4).close()
-    else:
-        ThreadingHTTPServer(("", 8000), Api).serve_forever()
+    ThreadingHTTPServer(("", 8000), Api).serve_forever()

@@ -65,7 +65,7 @@ def stack(engine, image, compose_plugin, need, tmp_path_factory):
         compose("up", "--detach", "--no-build", "--wait")
         yield compose
     finally:
-        sys.stdout.write(compose("logs", "--no-color", "--tail=40", check=False))
+        sys.stdout.write(compose("ps", "--all", check=False) + compose("logs", "--no-color", "--tail=40", check=False))
         compose("down", "--volumes", "--timeout=1", check=False)
 
 
@@ -100,11 +100,19 @@ def test_a_backup_in_the_stack_is_stored_twice_and_proven(stack):
 
 def test_the_api_the_bot_and_the_checks_see_each_other(stack):
     """Health checks are green by themselves; doctor reaches the API by its service's name."""
-    states = [json.loads(line) for line in stack("ps", "--format=json").splitlines()]
-    health = {each["Service"]: each["Health"] for each in states}
-    assert {health[name] for name in ("db", "api", "bot", "opsctl", "opsctl-page")} == {"healthy"}
-    (check,) = ran(stack, "doctor", "http.api")["result"]["checks"]
-    assert check["status"] == "ok", check
+
+    def are_healthy():
+        states = [json.loads(line) for line in stack("ps", "--format=json").splitlines()]
+        health = {each["Service"]: each["Health"] for each in states}
+        return all(health[name] == "healthy" for name in ("db", "api", "bot", "opsctl", "opsctl-page"))
+
+    wait_for(are_healthy, "everything is healthy", every=1)
+
+    def is_reached():
+        (check,) = ran(stack, "doctor", "http.api")["result"]["checks"]
+        return check["status"] == "ok"
+
+    wait_for(is_reached, "doctor reaches the API", every=1)
     events = "psql -h /tmp -U saas -d saasdb -Atc 'select count(*) from events'"
     wait_for(lambda: int(stack("exec", "-T", "db", "sh", "-c", events)) > 0, "the bot's work")
 
