@@ -22,6 +22,17 @@ from opsctl.postgres.processes import die_with_parent
 PIPE_BYTES = 1 << 20
 """Size of the pipes and of one read: fewer switches between the processes; 1 MiB is what Linux allows everybody."""
 
+OUTPUT_BYTES = 256 << 10
+"""What a program writes at a time. C's own choice for a pipe, 4 KiB, is a system call for every page of a dump, and on
+our side nearly as many: a tenth of a backup's time."""
+
+OUTPUT_LIBRARIES = (
+    "/usr/libexec/coreutils/libstdbuf.so",
+    "/usr/lib/coreutils/libstdbuf.so",
+    "/usr/lib64/coreutils/libstdbuf.so",
+)
+"""Where distributions have what stdbuf(1) puts into a program. Where there is none, dumps are as before, and slower."""
+
 INSTALL_HINT = (
     "Install PostgreSQL's client programs (Debian: postgresql-client), or opsctl's extra `demo`: docs/install.md."
 )
@@ -118,7 +129,7 @@ class ThisHost:
         writes_output: bool = True,
         inherited: tuple[int, ...] = (),
     ) -> "HostProgram":
-        environment = dict(self._environment)
+        environment = {**self._environment, **_large_output(arguments[0], self._environment)}
         own: tuple[int, ...] = ()
         if password:
             own = (_password_file(password),)
@@ -274,6 +285,18 @@ def _password_file(password: str) -> int:
     escaped = password.replace("\\", "\\\\").replace(":", "\\:")
     os.write(descriptor, f"*:*:*:*:{escaped}\n".encode())
     return descriptor
+
+
+def _large_output(program: str | Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that have a program write its output in large pieces, as stdbuf would.
+
+    Only a program of the system, whose C library is sure to be the one that the system's own library is made for.
+    """
+    library = next(filter(os.path.exists, OUTPUT_LIBRARIES), None)
+    if library is None or not Path(program).resolve().is_relative_to("/usr"):
+        return {}
+    loaded = " ".join(filter(None, (environment.get("LD_PRELOAD"), library)))
+    return {"LD_PRELOAD": loaded, "_STDBUF_O": str(OUTPUT_BYTES)}
 
 
 def _widen(pipe: IO[bytes]) -> None:
