@@ -33,6 +33,10 @@ class Part:
     title: str
     samples: Mapping[str, Sequence[Sample]]
 
+    @property
+    def rounds(self) -> int:
+        return max(map(len, self.samples.values()), default=0)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -42,7 +46,6 @@ class Results:
     machine: str
     server: str
     day: str
-    rounds: int
     jobs: int
     backups: int
     database_bytes: int
@@ -143,7 +146,7 @@ def _section(results: Results) -> list[str]:
     lines = [
         f"## {results.data}",
         "",
-        f"{results.day}: PostgreSQL {results.server}, {size}{plain}; {results.machine}; {results.rounds} rounds.",
+        f"{results.day}: PostgreSQL {results.server}, {size}{plain}; {results.machine}.",
         "",
     ]
     verdicts = judge(_wanted(results), results.samples)
@@ -152,7 +155,8 @@ def _section(results: Results) -> list[str]:
         lines += [_verdict_row(each) for each in verdicts]
         lines.append("")
     for part in results.parts:
-        lines += [f"### {part.title}: {results.data}", "", *_table(part, results.plain_bytes), ""]
+        rounds = "1 round" if part.rounds == 1 else f"{part.rounds} rounds"
+        lines += [f"### {part.title}: {results.data}, {rounds}", "", *_table(part, results.plain_bytes), ""]
     if results.missing:
         lines += [f"Not there, or not to be run: {', '.join(results.missing)}.", ""]
     return lines

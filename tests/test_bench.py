@@ -11,7 +11,7 @@ def sample(seconds, *, python_mib=50, stored_bytes=None):
 
 
 def results(*parts, data="1 GiB", missing=()):
-    return Results(data, "a machine", "15.18", "2026-11-30", 3, 2, 10_000, 1 << 30, parts, missing)
+    return Results(data, "a machine", "15.18", "2026-11-30", 2, 10_000, 1 << 30, parts, missing)
 
 
 def test_a_ratio_is_of_two_runs_of_one_round():
@@ -64,10 +64,11 @@ def test_results_are_kept_whole_and_measured_again_in_parts():
 
 
 def test_a_page_shows_each_command_and_what_was_left_out():
-    """A row per command with its ratio to the first known base, a pipe in a name does not end a cell."""
+    """A row per command with its ratio to the first known base, how often; a pipe in a name does not end a cell."""
     part = Part("backup", {BACKUP: [sample(3)], LIMIT: [sample(2)], "pg_dump | gzip": [sample(8)]})
     text = page([results(part, missing=["pg_dump | borg"])], "Notes.")
 
+    assert "### backup: 1 GiB, 1 round\n" in text
     assert "| `opsctl backup` | 3.00 | 1.50 |" in text
     assert r"| `pg_dump \| gzip` | 8.00 | 4.00 |" in text
     assert r"| backup against `pg_dump \| gzip` | 0.28 | 0.38 | **missed** |" in text
