@@ -157,8 +157,7 @@ class Drills:
     def _drilled(self, repository: Repository, manifest: Manifest) -> _Result:
         try:
             self.keys.require_identity(repository, manifest)
-            identities = self.keys.identities if manifest.encryption else None
-            problems = tuple(check_schema(manifest, repository, self.tools, identities))
+            problems = tuple(check_schema(manifest, repository, self.tools, self.keys))
         except BackupDamaged as error:
             problems = (error.message,)
         except OpsctlError as error:

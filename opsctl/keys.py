@@ -1,13 +1,16 @@
 """The keys a reader of backups holds: whether a backup may be trusted, and whether it can be opened."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import BinaryIO, Protocol
 
 from opsctl.encryption import HEAD_BYTES, IDENTITY_HINT, Identities, opens
 from opsctl.errors import ConfigurationError, OpsctlError, Refused
 from opsctl.manifest import Manifest, StoredFile
+from opsctl.postgres.directory_format import framed
 from opsctl.signing import signature_problem
+from opsctl.stream import Advance, Packing, load
 
 LONGEST_RECIPIENT = 120
 
@@ -39,6 +42,18 @@ class Keys:
     def identities(self) -> Identities | None:
         """The configured identities. Raises ConfigurationError when they cannot be read."""
         return self._read_identities()
+
+    @contextmanager
+    def plain(
+        self, source: Source, manifest: Manifest, advance: Advance, *, packing: Packing | None = None
+    ) -> Iterator[Iterator[bytes]]:
+        """The plain dump of a backup, checked while it is read: raises what :func:`opsctl.stream.load` raises."""
+        identities = self.identities if manifest.encryption else None
+        with (
+            source.open(manifest, manifest.dump) as file,
+            closing(load(manifest.dump, file, advance, identities, packing=packing)) as chunks,
+        ):
+            yield framed(chunks) if manifest.format == "directory" else chunks
 
     def require(self, repository: Source, manifest: Manifest) -> None:
         """Raises Refused and ConfigurationError unless the backup may be trusted and can be opened."""

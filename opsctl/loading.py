@@ -4,7 +4,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -17,12 +17,12 @@ from opsctl.errors import BackupDamaged, ConfigurationError, OpsctlError, Refuse
 from opsctl.keys import Keys, Source
 from opsctl.manifest import Manifest
 from opsctl.postgres.binaries import Binaries, knows_restrict
-from opsctl.postgres.directory_format import framed, unpack
+from opsctl.postgres.directory_format import unpack
 from opsctl.postgres.server import Server, one
 from opsctl.postgres.tools import Child, Tools
 from opsctl.restore_plan import Mode, Obstacle, RestoreOptions
 from opsctl.staging import Staging, StagingFolder
-from opsctl.stream import READ_BYTES, Advance, Packing, check_stored, load
+from opsctl.stream import READ_BYTES, Advance, Packing, check_stored
 
 ARCHIVE_IS_DAMAGED = (
     "end of file",
@@ -184,15 +184,8 @@ class Loading:
             else:
                 yield partial(self._unpacked, start_progress, jobs, {"archive": archive})
 
-    @contextmanager
-    def _plain(self, advance: Advance) -> Iterator[Iterator[bytes]]:
-        """The plain dump, checked while it is read."""
-        identities = self.keys.identities if self.manifest.encryption else None
-        with (
-            self.source.open(self.manifest, self.manifest.dump) as file,
-            closing(load(self.manifest.dump, file, advance, identities, packing=self.packing)) as chunks,
-        ):
-            yield framed(chunks) if self.manifest.format == "directory" else chunks
+    def _plain(self, advance: Advance) -> AbstractContextManager[Iterator[bytes]]:
+        return self.keys.plain(self.source, self.manifest, advance, packing=self.packing)
 
     def _streamed(self, start_progress: StartProgress, database: str, mode: Mode) -> None:
         with self._plain(start_progress("restoring", self.manifest.dump.bytes)) as chunks:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -10,7 +9,6 @@ from typing import Literal
 from opsctl.background import in_background
 from opsctl.catalog import Backup
 from opsctl.dumps.examine import count_imported
-from opsctl.encryption import Identities
 from opsctl.errors import (
     BackupDamaged,
     ConfigurationError,
@@ -23,12 +21,11 @@ from opsctl.errors import (
 )
 from opsctl.keys import Keys
 from opsctl.manifest import EVIDENCE_LEVELS, EvidenceLevel, Facts, Manifest
-from opsctl.postgres.directory_format import framed
 from opsctl.postgres.encodings import read_name
 from opsctl.postgres.feeding import Feeding
 from opsctl.postgres.tools import ContentsReader, Tools, schema_digest
 from opsctl.repository import Repository
-from opsctl.stream import Advance, check_stored, load
+from opsctl.stream import Advance, check_stored
 
 Outcome = Literal["pass", "fail", "unknown"]
 
@@ -142,15 +139,14 @@ def check_files(manifest: Manifest, repository: Repository, start_progress: Call
 def _check_decoded(
     manifest: Manifest, repository: Repository, tools: Tools, keys: Keys, start_progress: Callable[[str, int], Advance]
 ) -> list[str]:
-    identities = keys.identities if manifest.encryption else None
     if manifest.imported:
-        return _check_imported(manifest, repository, tools, identities, start_progress)
+        return _check_imported(manifest, repository, tools, keys, start_progress)
     major = manifest.pg_dump_major
     binaries = tools.for_restore(archive_major=major, server_major=major)
     advance = start_progress("decoding", manifest.dump.bytes)
     try:
         with (
-            _plain(manifest, repository, advance, identities) as chunks,
+            keys.plain(repository, manifest, advance) as chunks,
             tools.decode(binaries) as child,
             Feeding(child, chunks),
         ):
@@ -160,35 +156,33 @@ def _check_decoded(
         return [error.message]
     if code != 0:
         return [child.failure(BackupDamaged, "while decoding the dump").message]
-    return [*check_schema(manifest, repository, tools, identities), *_differences(manifest.facts, counted)]
+    return [*check_schema(manifest, repository, tools, keys), *_differences(manifest.facts, counted)]
 
 
 def _check_imported(
     manifest: Manifest,
     repository: Repository,
     tools: Tools,
-    identities: Identities | None,
+    keys: Keys,
     start_progress: Callable[[str, int], Advance],
 ) -> list[str]:
     """The same for a dump that opsctl did not take: read as it was when it was imported."""
     advance = start_progress("decoding", manifest.dump.bytes)
     try:
-        with _plain(manifest, repository, advance, identities) as chunks:
+        with keys.plain(repository, manifest, advance) as chunks:
             counted = count_imported(manifest, chunks, tools)
     except (BackupDamaged, Refused) as error:
         return [error.message]
     return list(_differences(manifest.facts, counted))
 
 
-def check_schema(
-    manifest: Manifest, repository: Repository, tools: Tools, identities: Identities | None
-) -> Iterator[str]:
+def check_schema(manifest: Manifest, repository: Repository, tools: Tools, keys: Keys) -> Iterator[str]:
     """Whether the archive's commands are those that were dumped; only the same pg_restore writes them the same."""
     binaries = tools.of_version(manifest.pg_dump_version)
     expected = manifest.facts.schema_sha256
     if binaries is None or expected is None:
         return
-    with _plain(manifest, repository, lambda _count: None, identities) as chunks, tools.schema(binaries) as child:
+    with keys.plain(repository, manifest, lambda _count: None) as chunks, tools.schema(binaries) as child:
         reader = ContentsReader(child)
         sql = in_background(reader.listing)
         for chunk in chunks:
@@ -203,18 +197,6 @@ def check_schema(
             return
         if found != expected:
             yield "the definitions of tables and other objects in the dump are not those of the manifest"
-
-
-@contextmanager
-def _plain(
-    manifest: Manifest, repository: Repository, advance: Advance, identities: Identities | None
-) -> Iterator[Iterator[bytes]]:
-    """The plain dump, checked while it is read."""
-    with (
-        repository.open(manifest, manifest.dump) as file,
-        closing(load(manifest.dump, file, advance, identities)) as chunks,
-    ):
-        yield framed(chunks) if manifest.format == "directory" else chunks
 
 
 def count_rows(chunks: Iterable[bytes], encoding: str = "UTF8") -> dict[tuple[str, str], int]:

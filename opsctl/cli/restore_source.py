@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,7 +94,6 @@ def part_of(session: "Session", source: RestoreSource, wanted: "Selection") -> "
         return None
     from opsctl.dumps.contents import contents_of
     from opsctl.dumps.selection import select
-    from opsctl.stream import load
 
     manifest = source.manifest
     if manifest.format == "plain":
@@ -103,11 +101,7 @@ def part_of(session: "Session", source: RestoreSource, wanted: "Selection") -> "
             "Plain SQL has no table of contents: it is restored as a whole.",
             hint="Restore it --into a database beside, and copy the tables from there.",
         )
-    identities = session.keys.identities if manifest.encryption else None
-    with (
-        source.source.open(manifest, manifest.dump) as file,
-        closing(load(manifest.dump, file, lambda _count: None, identities, packing=source.packing)) as chunks,
-    ):
+    with session.keys.plain(source.source, manifest, lambda _count: None, packing=source.packing) as chunks:
         entries = contents_of(chunks, manifest.facts.database.encoding, is_tar=manifest.format == "directory")
     return select(entries, wanted)
 
