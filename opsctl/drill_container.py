@@ -29,7 +29,7 @@ from opsctl.drill_servers import (
 )
 from opsctl.errors import DatabaseUnreachable, OpsctlError, ServiceFailed
 from opsctl.manifest import Manifest
-from opsctl.postgres.cluster import FAST
+from opsctl.postgres.cluster import FAST, START_SECONDS
 from opsctl.postgres.cluster_files import remove_remains
 from opsctl.postgres.databases import create_bare_roles
 from opsctl.postgres.programs import InsideContainer
@@ -41,7 +41,6 @@ from opsctl.services.docker_throwaway import ThrowawayContainers
 OS_USER = "postgres"
 """Who the server runs as in an image that does not say so itself: PostgreSQL refuses root."""
 
-START_SECONDS = 120
 POLL_SECONDS = 0.1
 LOG_LINES = 10
 _SHORT_FOLDER = Path("/tmp")  # noqa: S108
@@ -142,7 +141,7 @@ class InContainer:
             except DatabaseUnreachable as error:
                 has_ended = self.containers.find(name) is None
                 if has_ended or time.monotonic() > end:
-                    what = "has ended" if has_ended else f"does not answer within {START_SECONDS} seconds"
+                    what = "has ended" if has_ended else f"does not answer within {START_SECONDS:g} seconds"
                     said = _log(shared) or error.message
                     raise ServiceFailed(f"the server in the container {what}: {said}") from error
             time.sleep(POLL_SECONDS)

@@ -120,7 +120,7 @@ CHECKS = (
         probe=check_drills,
         reads="the records of drills in the state folder, and whether the process that holds each still lives",
         why="A folder or a database takes as much room as the database itself, a container memory as well. A container"
-        " ends by itself two minutes after timeout_seconds of [drill]; nothing else does.",
+        " ends by itself ten minutes after timeout_seconds of [drill]; nothing else does.",
         fix="`opsctl drill` removes it before it begins.",
     ),
 )

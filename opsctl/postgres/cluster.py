@@ -27,6 +27,7 @@ from opsctl.postgres.cluster_files import (
     is_running,
     make_socket_folder,
     open_for_reading,
+    remove_tree,
 )
 from opsctl.postgres.processes import die_with_parent
 
@@ -44,6 +45,9 @@ FAST = {
     # In files of the data folder: removed with it after a kill, and no 64 MB limit as in a container's /dev/shm.
     "dynamic_shared_memory_type": "mmap",
 }
+START_SECONDS = 600.0
+"""For each step of a start. What is broken says so at once; a machine that is busy takes minutes."""
+
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _PORT = 5432
 _FAST_SHUTDOWN_SECONDS = 30
@@ -60,7 +64,7 @@ def throwaway_cluster(
     os_users: Sequence[str] = ("postgres", "nobody"),
     superuser: str = SUPERUSER,
     niceness: int = 0,
-    timeout_seconds: float = 60,
+    timeout_seconds: float = START_SECONDS,
 ) -> Iterator["Cluster"]:
     """A running server of its own on a unix socket; every trace of it is gone afterwards.
 
@@ -74,7 +78,7 @@ def throwaway_cluster(
         try:
             account = find_account(os_users)
             home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder or enterable_folder(account)))
-            cleanup.callback(shutil.rmtree, home)
+            cleanup.callback(remove_tree, home)
             home.chmod(0o711)  # the server's account passes through; the log and the programs stay ours
             sockets = make_socket_folder(home)
             cleanup.callback(shutil.rmtree, sockets, ignore_errors=True)
@@ -277,8 +281,10 @@ class Cluster:
                 preexec_fn=die_with_parent(signal.SIGTERM),
                 **self._as_account(),
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except OSError as error:
             return str(error)
+        except subprocess.TimeoutExpired:
+            raise self._failure(f"could not be set up within {self._timeout_seconds:g} seconds") from None
         return "" if done.returncode == 0 else done.stderr.decode(errors="replace") or f"exit {done.returncode}"
 
     def _configure(self, settings: Mapping[str, str]) -> None:
@@ -316,11 +322,12 @@ class Cluster:
             log.seek(offset)
             return log.read().decode(errors="replace")
 
-    def _failure(self, what: str, output: str) -> OpsctlError:
+    def _failure(self, what: str, output: str = "") -> OpsctlError:
         last_lines = "\n".join(output.strip().splitlines()[-10:])
+        said = f":\n{last_lines}" if last_lines else "."
         who = f"the operating system's user {self._account.pw_name}" if self._account else "this user"
         return OpsctlError(
-            f"The throwaway PostgreSQL {self.binaries.version} server {what}:\n{last_lines}",
+            f"The throwaway PostgreSQL {self.binaries.version} server {what}{said}",
             hint=f"It runs as {who}, with the programs in {self._programs} and its data in {self.folder}.",
         )
 

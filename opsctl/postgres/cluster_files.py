@@ -1,5 +1,6 @@
 """The files and processes of throwaway servers: whose they are, where they lie, and what is left of them."""
 
+import errno
 import os
 import pwd
 import shutil
@@ -73,9 +74,17 @@ def remove_remains(folder: Path) -> None:
         _kill_server(home / "data")
         with suppress(FileNotFoundError):
             shutil.rmtree(_distant_sockets(home))
+    remove_tree(folder)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove ``folder`` with all that is in it, though a server that is still ending removes and writes files, too."""
     while folder.exists():
-        with suppress(FileNotFoundError):  # a server that is still ending removes files, too
+        try:
             shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENOTEMPTY}:
+                raise
 
 
 def _kill_server(data: Path) -> None:

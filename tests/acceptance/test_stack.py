@@ -95,7 +95,7 @@ def test_a_backup_in_the_stack_is_stored_twice_and_proven(stack):
     assert {each["name"]: each["status"] for each in backup["repositories"]} == {"local": "stored", "store": "stored"}
     assert backup["rows"] >= 1000
     (proven,) = ran(stack, "drill")["result"]["backups"]
-    assert (proven["outcome"], proven["evidence"]) == ("pass", "counted")
+    assert (proven["outcome"], proven["evidence"]) == ("pass", "counted"), proven
 
 
 def test_the_api_the_bot_and_the_checks_see_each_other(stack):

@@ -13,6 +13,7 @@ import opsctl
 from opsctl.errors import OpsctlError
 from opsctl.postgres.binaries import Binaries
 from opsctl.postgres.cluster import Cluster, throwaway_cluster
+from opsctl.postgres.cluster_files import remove_tree
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes to another user")
 
@@ -248,6 +249,28 @@ def test_server_that_never_answers_is_given_up(tmp_path, place):
         pass
     assert "still waiting" in caught.value.message
     assert not is_running(int(caught.value.message.splitlines()[-1]))
+
+
+def test_setup_that_never_ends_is_given_up(tmp_path, place):
+    """So has initdb; that it took too long is what is said."""
+    silent = fake_server(tmp_path, initdb="exec sleep 60")
+    with (
+        pytest.raises(OpsctlError, match=r"could not be set up within 0\.5 seconds\.$"),
+        throwaway_cluster(silent, folder=place, timeout_seconds=0.5),
+    ):
+        pass
+    assert list(place.iterdir()) == []
+
+
+def test_files_come_and_go_while_they_are_removed(tmp_path):
+    """A server that is still ending writes and removes files of the folder that goes."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    loop = "echo; while : > $RANDOM.new; do rm -f *.new; : > a; : > b; rm -f a b; done"
+    with subprocess.Popen(["bash", "-c", loop], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as busy:
+        busy.stdout.readline()
+        remove_tree(folder)
+        assert not folder.exists()
 
 
 def test_missing_folder_is_an_error_for_people(binaries, tmp_path):

@@ -121,7 +121,9 @@ def test_of_many_creators_one_wins(place, storage):
     assert stored in [data[number] for number in won]
     if place.has_conditional_put:
         assert len(won) == 1
-    assert keys(storage) == ["shop/manifest.json"]
+        assert keys(storage) == ["shop/manifest.json"]
+    # rclone's memory of a folder that several writers made at once may have it twice, and lists its files so.
+    assert set(keys(storage)) == {"shop/manifest.json"}
 
 
 def test_missing_files_are_missing(storage):
