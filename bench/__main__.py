@@ -8,6 +8,7 @@ times depend on the machine. Everything that was made is removed at the end, als
 import argparse
 import compileall
 import os
+import random
 import re
 import shutil
 import signal
@@ -143,8 +144,8 @@ class _Rounds:
         samples: dict[str, list[Sample]] = {each.name: [] for each in wanted}
         for number in range(rounds or self._options.rounds):
             began = time.monotonic()
-            turn = number % len(wanted) if wanted else 0
-            for contender in [*wanted[turn:], *wanted[:turn]]:
+            # What one leaves behind for the next, in caches and on the disk, is another one's in each round.
+            for contender in random.Random(number).sample(wanted, len(wanted)):  # noqa: S311
                 self._run(contender, samples)
             _say(f"{title}, round {number + 1}: {time.monotonic() - began:.0f} s")
         self._parts.append(Part(title, samples))

@@ -234,7 +234,6 @@ class Loading:
         options = self.options
         flags = [
             *more,
-            *(["--single-transaction"] if mode in IN_ONE_TRANSACTION else []),
             *(["--clean", "--if-exists"] if mode == "in_place" else []),
             *(["--no-owner"] if options.no_owner else []),
             *(["--no-privileges"] if options.no_privileges else []),
@@ -247,6 +246,7 @@ class Loading:
             self.binaries,
             self.server,
             database,
+            in_one_transaction=mode in IN_ONE_TRANSACTION,
             flags=flags,
             jobs=jobs,
             archive=archive,

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
+from databases import Database, new_database_on
+from servers import throwaway_server
 from waiting import wait_for
 
 KILLS = 6
@@ -122,6 +124,33 @@ def test_killed_restore_leaves_no_files(run_opsctl, large):
         assert [path.name for path in files if path.name != "history.db"] == []
     assert [path.name for path in run_opsctl.work.iterdir()] == ["backups"]
     assert run_opsctl("restore", "latest", "--yes", large.name, url=large.url).returncode == 0
+
+
+@pytest.fixture(params=["on", "off"])
+def forgetful_cluster(request, binaries):
+    """A server that writes its WAL when a transaction waits for it, and seldom besides."""
+    settings = {"synchronous_commit": request.param, "wal_level": "replica", "wal_writer_delay": "10s"}
+    with throwaway_server(binaries, settings={**settings, "autovacuum": "off"}) as running:
+        yield running
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_restore_that_succeeded_outlives_the_server(run_opsctl, forgetful_cluster, jobs):
+    """What loads a dump does not wait for the disk; success is reported only when a crash can take none of it."""
+    with new_database_on(forgetful_cluster, "shop") as shop:
+        shop.execute("create table items as select n, md5(n::text) as text from generate_series(1, 5000) n")
+        shop.execute("alter table items add primary key (n)")
+        there = shop.execute(CONTENT)
+        backup = run_opsctl("backup", "--json", url=shop.url).json["result"]["backups"][0]["id"]
+        shop.execute("delete from items")
+        copy = f"{shop.name}_copy"
+        for words, name in ((("--into", copy), copy), (("--yes", shop.name), shop.name)):
+            done = run_opsctl("restore", backup, *words, "--jobs", jobs, url=shop.url)
+            forgetful_cluster.kill()
+            forgetful_cluster.start()
+
+            assert done.returncode == 0, done
+            assert Database(forgetful_cluster, name).execute(CONTENT) == there
 
 
 @pytest.mark.acceptance

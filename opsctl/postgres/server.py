@@ -42,6 +42,10 @@ NO_TIMEOUTS = (
 )
 """Settings a role may carry that would end a long session, with the first server version that has each."""
 
+DURABLE = """select set_config('synchronous_commit', 'local', false)
+    where current_setting('synchronous_commit') = 'off'"""
+"""What we commit is on the disk, and with it all that others have loaded before: WAL is written in one order."""
+
 # A sign in libpq's reason → a word for it, and what a person does about it. Order matters: the first that fits.
 CONNECT_REASONS = (
     ("could not translate host name", "dns", "Check the host's spelling and DNS."),
@@ -175,19 +179,22 @@ class Server:
             public = {key: self._defaults[key] for key in ("host", "port", "user") if key in self._defaults} | public
         return make_conninfo(**{**public, "dbname": database or self.database})
 
-    def public_conninfo_of_several(self, database: str) -> str:
-        """The same for a program with several sessions: what the login says of idle ones ends none that waits its turn.
+    def public_conninfo_for_loading(self, database: str, *, in_one_transaction: bool) -> str:
+        """The same for a program that loads a dump.
 
-        The programs lift the other timeouts themselves.
+        What the login says of idle sessions ends none that waits: for its turn, or for a slow repository. The programs
+        lift the other timeouts themselves. Of many transactions none waits for the disk or a standby: one that we
+        commit afterwards does, for all of them.
         """
         from psycopg.conninfo import make_conninfo
 
-        conninfo = self.public_conninfo(database)
-        if self.info.version_num < IDLE_SESSION_TIMEOUT_SINCE:
-            return conninfo
-        given = self.parameters.get("options") or self._defaults.get("options") or ""
-        options = f"{given} -c idle_session_timeout=0".strip()
-        return make_conninfo(conninfo, options=options)
+        given = self.parameters.get("options") or self._defaults.get("options")
+        options = [given] if given else []
+        if self.info.version_num >= IDLE_SESSION_TIMEOUT_SINCE:
+            options.append("-c idle_session_timeout=0")
+        if not in_one_transaction:
+            options.append("-c synchronous_commit=off")
+        return make_conninfo(self.public_conninfo(database), **({"options": " ".join(options)} if options else {}))
 
     @contextmanager
     def connect(
@@ -198,7 +205,7 @@ class Server:
         lasting: bool = False,
         connect_seconds: int | None = None,
     ) -> Iterator["Connection"]:
-        """An autocommit session with the login's timeouts lifted and names resolved in pg_catalog only.
+        """An autocommit session with the login's timeouts lifted, durable, and names resolved in pg_catalog only.
 
         ``lasting`` asks the network to notice a dead peer early; ``connect_seconds`` wins over the URL's timeout.
         Raises DatabaseUnreachable when there is no connection or it is lost, QueryFailed when the server refuses a
@@ -340,7 +347,7 @@ def _prepare(connection: "Connection") -> None:
         connection.execute("set client_encoding = 'SQL_ASCII'")  # else the server insists on valid UTF-8
     version = connection.info.server_version
     settings = [f"set {name} = 0" for name, since in NO_TIMEOUTS if version >= since]
-    _patiently(connection, "; ".join(["set search_path = pg_catalog", *settings]))
+    _patiently(connection, "; ".join(["set search_path = pg_catalog", *settings, DURABLE]))
 
 
 def _patiently(connection: "Connection", statement: str) -> "psycopg.Cursor[tuple[Any, ...]]":

@@ -144,6 +144,7 @@ class Tools:
         server: Server,
         database: str,
         *,
+        in_one_transaction: bool,
         flags: Sequence[str] = (),
         jobs: int = 1,
         archive: IO[bytes] | None = None,
@@ -152,8 +153,9 @@ class Tools:
     ) -> Iterator["Child"]:
         """pg_restore into ``database``, from what is written to it; with several jobs from an open file or a folder."""
         arguments: list[str | Path] = [binaries.path("pg_restore"), "--exit-on-error", "--no-password"]
-        conninfo = server.public_conninfo(database) if jobs == 1 else server.public_conninfo_of_several(database)
+        conninfo = server.public_conninfo_for_loading(database, in_one_transaction=in_one_transaction)
         arguments += [f"--dbname={conninfo}", *flags, f"--jobs={jobs}"]
+        arguments += ["--single-transaction"] if in_one_transaction else []
         inherited: tuple[int, ...] = ()
         if archive is not None:
             inherited = (archive.fileno(),)
@@ -195,7 +197,8 @@ class Tools:
     ) -> Iterator["Child"]:
         """Psql into ``database``, from ``child.stdin``: no file of the user's, one session, the first error ends it."""
         arguments: list[str | Path] = [binaries.path("psql"), "--no-psqlrc", "--quiet", "--no-password", "--file=-"]
-        arguments += ["--set=ON_ERROR_STOP=1", f"--dbname={server.public_conninfo(database)}"]
+        conninfo = server.public_conninfo_for_loading(database, in_one_transaction=in_one_transaction)
+        arguments += ["--set=ON_ERROR_STOP=1", f"--dbname={conninfo}"]
         arguments += ["--single-transaction"] if in_one_transaction else []
         with self._start(arguments, password=server.password, reads_input=True, writes_output=False) as child:
             yield child
