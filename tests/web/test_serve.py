@@ -175,7 +175,7 @@ def test_sentry_hears_of_a_failed_request(sixty_days, story, page_of):
         redactor = Redactor(["hunter2-canary"])
         with watch_requests(dsn, environment="test", traces_sample_rate=0.0, redactor=redactor):
             client = page_of(sixty_days, now=story.NOW, catalog=Broken())
-            assert client.get("/", headers={"Authorization": "Bearer b64", "Cookie": "a=private"}).status_code == 500
+            assert client.get("/", headers={"Authorization": "Bearer key-canary", "Cookie": "a=private"}).status_code == 500
         assert not sentry_sdk.get_client().is_active()
     finally:
         server.shutdown()
@@ -189,5 +189,5 @@ def test_sentry_hears_of_a_failed_request(sixty_days, story, page_of):
     assert events[0]["exception"]["values"][-1]["value"] == "no repositories, ***"
     assert "hunter2" not in "".join(texts)
     assert "private" not in "".join(texts)
-    assert "b64" not in "".join(texts)
+    assert "key-canary" not in "".join(texts)
     assert "vars" not in "".join(texts)
