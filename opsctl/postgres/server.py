@@ -205,7 +205,7 @@ class Server:
         lasting: bool = False,
         connect_seconds: int | None = None,
     ) -> Iterator["Connection"]:
-        """An autocommit session with the login's timeouts lifted, durable, and names resolved in pg_catalog only.
+        """An autocommit session: no timeouts of the login, durable commits, names resolved in pg_catalog only.
 
         ``lasting`` asks the network to notice a dead peer early; ``connect_seconds`` wins over the URL's timeout.
         Raises DatabaseUnreachable when there is no connection or it is lost, QueryFailed when the server refuses a
