@@ -175,7 +175,8 @@ def test_sentry_hears_of_a_failed_request(sixty_days, story, page_of):
         redactor = Redactor(["hunter2-canary"])
         with watch_requests(dsn, environment="test", traces_sample_rate=0.0, redactor=redactor):
             client = page_of(sixty_days, now=story.NOW, catalog=Broken())
-            assert client.get("/", headers={"Authorization": "Bearer key-canary", "Cookie": "a=private"}).status_code == 500
+            headers = {"Authorization": "Bearer key-canary", "Cookie": "a=private"}
+            assert client.get("/", headers=headers).status_code == 500
         assert not sentry_sdk.get_client().is_active()
     finally:
         server.shutdown()
