@@ -18,7 +18,7 @@ from opsctl.drill_records import DrillRecords, drop_drilled
 from opsctl.errors import OpsctlError, RestoreFailed
 from opsctl.manifest import Facts, Manifest
 from opsctl.postgres.binaries import Binaries
-from opsctl.postgres.cluster import START_SECONDS, throwaway_cluster
+from opsctl.postgres.cluster import throwaway_cluster
 from opsctl.postgres.cluster_files import children, remove_remains, temporary_folder
 from opsctl.postgres.databases import create_bare_roles
 from opsctl.postgres.server import Server
@@ -116,7 +116,6 @@ class Throwaway:
                     os_users=OS_USERS,
                     superuser=f"opsctl_{name}",
                     niceness=10,
-                    timeout_seconds=min(START_SECONDS, self.timeout_seconds),
                 )
             )
             superuser = Server(cluster.url(DATABASE))

@@ -207,7 +207,7 @@ def test_what_a_restart_does_not_apply(opsctl, engine, project):
         recreated = opsctl("restart", "good", "--recreate", "--yes", "good", "--json")
         assert recreated.returncode == 0, recreated
         result = recreated.json["result"]
-        assert result["drift"]["status"] == "none"
+        assert result["drift"]["status"] == "none", result["drift"]
         assert result["before"][0]["container_id"] != result["after"][0]["container_id"]
         assert "NEW=1" in engine.inspect("saas_good_1")["Config"]["Env"]
     finally:
