@@ -18,7 +18,9 @@ from typing import Any
 from opsctl.errors import ServiceFailed
 from opsctl.services import Drift
 
-CONFIG_SECONDS = 20
+CONFIG_SECONDS = 60
+"""On a busy machine docker-compose, in Python, takes its time; checks of doctor wait for less."""
+
 RECREATE_SECONDS = 300
 LABEL = "com.docker.compose.project"
 NO_PROGRAM = "there is no compose program"
