@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,9 @@ from opsctl.errors import OpsctlError
 
 PREFIX = "opsctl-"
 """What the folder of such a server is called, and then something random."""
+
+ENDING_SECONDS = 30
+"""So long a server that has been ended may still be at its files."""
 
 _HIGHEST_PORT = 65535
 _SOCKET_PATH_LIMIT = 107
@@ -78,12 +82,16 @@ def remove_remains(folder: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove ``folder`` with all that is in it, though a server that is still ending removes and writes files, too."""
+    """Remove ``folder`` with all that is in it, though a server that is still ending removes and writes files, too.
+
+    Raises OSError when something cannot be removed, or comes again and again.
+    """
+    deadline = time.monotonic() + ENDING_SECONDS
     while folder.exists():
         try:
             shutil.rmtree(folder)
         except OSError as error:
-            if error.errno not in {errno.ENOENT, errno.ENOTEMPTY}:
+            if error.errno not in {errno.ENOENT, errno.ENOTEMPTY} or time.monotonic() > deadline:
                 raise
 
 
