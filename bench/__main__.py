@@ -31,7 +31,7 @@ from opsctl.postgres.binaries import Binaries
 
 PARTS = ("backup", "restore", "list", "start")
 MOST_GIB = 50
-QUICK = {"sizes": "0.02", "tables": 0, "rounds": 1, "backups": 1_000, "page": False}
+QUICK = {"sizes": "0.02", "tables": 0, "rounds": 1, "backups": 300, "page": False}
 """What `make bench-quick` measures, in less than a minute: whether all of it runs, and roughly how fast."""
 
 

@@ -15,6 +15,7 @@ import zstandard
 from servers import throwaway_server
 
 from opsctl.backup import BackupPlan, take_backup
+from opsctl.errors import RestoreFailed
 from opsctl.postgres.binaries import Binaries, choose_dump
 from opsctl.postgres.server import Server
 from opsctl.postgres.tools import Tools
@@ -402,6 +403,24 @@ def test_roles_without_and_with_passwords(run_opsctl, database, login, only_back
         assert f"CREATE ROLE {login};" in text
         assert "planted-canary-secret" not in text
     assert ("SCRAM-SHA-256" in plain, "SCRAM-SHA-256" in full, "SCRAM-SHA-256" in default) == (False, True, False)
+
+
+def test_a_plain_dump_that_comes_slowly_is_loaded(cluster, database, login):
+    """Between two statements psql waits for the next one; what the login says of idle sessions does not end that."""
+    database.execute(f"ALTER DATABASE {database.name} OWNER TO {login}; ALTER SCHEMA public OWNER TO {login}")
+    database.execute(f"ALTER ROLE {login} SET idle_session_timeout = '100ms'")
+    tools = Tools(search_path=[str(cluster.binaries.folder)], environment={})
+    server = Server(as_login(database, login))
+    with tools.run_script(
+        tools.for_script(server.info.major), server, database.name, in_one_transaction=False
+    ) as child:
+        child.write(b"create table first ();\n")
+        time.sleep(0.5)
+        child.write(b"create table second ();\n")
+        child.close_stdin()
+
+        assert child.finish() == 0, child.failure(RestoreFailed, "")
+    assert database.execute("select count(*) from pg_tables where tablename in ('first', 'second')") == [(2,)]
 
 
 def test_rows_behind_row_security_are_counted(run_opsctl, database, login, only_backup):

@@ -182,9 +182,9 @@ class Server:
     def public_conninfo_for_loading(self, database: str, *, in_one_transaction: bool) -> str:
         """The same for a program that loads a dump.
 
-        What the login says of idle sessions ends none that waits: for its turn, or for a slow repository. The programs
-        lift the other timeouts themselves. Of many transactions none waits for the disk or a standby: one that we
-        commit afterwards does, for all of them.
+        What the login says of idle sessions ends none that waits: for its turn, or for the next statement of a plain
+        dump that comes slowly. The programs lift the other timeouts themselves. Of many transactions none waits for
+        the disk or a standby: one that we commit afterwards does, for all of them.
         """
         from psycopg.conninfo import make_conninfo
 
